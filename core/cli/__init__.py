@@ -1,0 +1,1 @@
+"""The command line. Commands are imported when used, so that ``distillzoo --help`` answers at once."""

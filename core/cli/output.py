@@ -1,0 +1,69 @@
+"""Tables and JSON on standard output."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from distillzoo.core.metric import Metric
+from distillzoo.core.registry import installed
+from distillzoo.core.rundir import RunDirectory
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' own bars and chatter off the screen; our warnings stay. Call before importing them."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|accelerate)\b")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("distillzoo").setLevel(logging.WARNING)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def number(value: float | None, digits: int) -> str:
+    """A figure for a table; a dash where it is not defined."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def print_scores(rows: list[tuple[str, dict[str, float | None]]], directions: Mapping[str, str]) -> None:
+    """A table of models and metrics, with an arrow towards the better values."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model")
+    digits = []
+    for name, direction in directions.items():
+        metric: type[Metric] = installed().get("metric", name)
+        table.add_column(f"{metric.label} {'↑' if direction == 'higher' else '↓'}", justify="right")
+        digits.append(metric.digits)
+    for model, scores in rows:
+        cells = (number(scores[name], d) for name, d in zip(directions, digits, strict=True))
+        table.add_row(model, *cells, style="bold" if model == rows[-1][0] and len(rows) > 1 else "")
+    Console().print(table)
+
+
+def print_result(result: dict[str, Any], directory: RunDirectory) -> None:
+    """The table that ends a run, its cost, and where its files are."""
+    from distillzoo.core.report import score_table
+
+    decoding, training = result["decoding"], result["training"]
+    click.echo()
+    print_scores(score_table(result), result["directions"])
+    click.echo(
+        f"\n{result['evaluated_rows']} prompts, sampled at temperature {decoding['temperature']:g}, top-p "
+        f"{decoding['top_p']:g}. {training['steps']} steps on {training['trajectories']:,} trajectories: "
+        f"{training['seconds']:.1f} s, {training['response_tokens_per_second']:,.0f} response tokens a second. "
+        f"{result['seconds']:.1f} s in all, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB."
+    )
+    click.echo(f"Model {directory.model}, report {directory.report}, result {directory.result}")

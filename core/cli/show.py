@@ -1,0 +1,153 @@
+"""``distillzoo show`` and ``distillzoo list``."""
+
+import inspect
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import click
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+
+from distillzoo.core.config import dump, resolve
+from distillzoo.core.errors import UnknownName, UserError, suggest
+from distillzoo.core.part import Part
+from distillzoo.core.recipe import Recipe
+from distillzoo.core.registry import HOOKS, Entry, Kind, Registry, installed
+
+PLURALS: Final[dict[str, Kind]] = {
+    "subsets": "subset",
+    "objectives": "objective",
+    "extractions": "extraction",
+    "trajectories": "trajectories",
+    "metrics": "metric",
+    "suites": "suite",
+    "recipes": "recipe",
+    "algorithms": "recipe",
+}
+
+SHOWN: Final[tuple[Kind, ...]] = ("recipe", "subset", "objective", "extraction", "trajectories", "metric", "suite")
+
+
+@click.command("list")
+@click.argument("kind", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_parts(kind: str | None, as_json: bool) -> None:
+    """List what is installed, with the plugin each part comes from.
+
+    KIND is one of subsets, objectives, extractions, trajectories, metrics, suites, recipes; all if not given.
+    """
+    if kind is not None and kind not in PLURALS and kind not in HOOKS:
+        raise UserError(f"There is no kind '{kind}'.{suggest(kind, PLURALS)}")
+    kinds = SHOWN if kind is None else (PLURALS.get(kind) or _kind(kind),)
+    registry = installed()
+    rows = [(entry, _summary(registry, entry)) for k in kinds for entry in registry.entries(k)]
+    if as_json:
+        from distillzoo.core.cli.output import print_json
+
+        print_json([{"kind": e.kind, "name": e.name, "origin": e.origin, "summary": text} for e, text in rows])
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kind", "name", "what it is", "from"):
+        table.add_column(column, no_wrap=column in {"kind", "name"})
+    for entry, text in rows:
+        table.add_row(entry.kind, entry.name, text, entry.origin)
+    Console().print(table, highlight=False)
+
+
+def _kind(text: str) -> Kind:
+    return next(k for k in HOOKS if k == text)
+
+
+def _summary(registry: Registry, entry: Entry) -> str:
+    if entry.kind == "recipe":
+        return Recipe.read(Path(entry.target)).title
+    lines = (inspect.getdoc(registry.get(entry.kind, entry.name)) or "").splitlines()
+    return lines[0].rstrip(":") if lines else ""
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="[KIND] NAME")
+@click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="With config: any field.")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="With config: a YAML file.")
+def show(words: tuple[str, ...], sets: tuple[str, ...], file: Path | None) -> None:
+    """Show a part or a recipe: formula, parameters, defaults, paper.
+
+    'show config ALGO' prints the resolved configuration. Examples: show bd-iql; show subset top-p;
+    show config bd-iql --set subset.p=0.9.
+    """
+    registry = installed()
+    if words[0] == "config":
+        click.echo(dump(resolve(registry, algo=words[1] if len(words) > 1 else None, file=file, sets=sets)), nl=False)
+        return
+    if len(words) > 2:
+        raise UserError("show takes a name, or a kind and a name, as in: distillzoo show subset top-p.")
+    entry = _find(registry, words[-1], words[0] if len(words) == 2 else None)
+    if entry.kind == "recipe":
+        _show_recipe(registry, entry)
+    else:
+        _show_part(registry.get(entry.kind, entry.name), entry)
+
+
+def _find(registry: Registry, name: str, kind: str | None) -> Entry:
+    if kind is not None:
+        key = {"algo": "recipe"}.get(kind) or PLURALS.get(kind) or kind
+        if key not in SHOWN:
+            raise UserError(f"There is no kind '{kind}'.{suggest(kind, SHOWN)}")
+        return registry.entry(_kind(key), name)
+    found = [registry.entry(k, name) for k in SHOWN if name in registry.names(k)]
+    if not found:
+        raise UnknownName("part or recipe", name, [n for k in SHOWN for n in registry.names(k)])
+    if len(found) > 1:
+        raise UserError(f"'{name}' is more than one thing: {', '.join(f'show {e.kind} {name}' for e in found)}.")
+    return found[0]
+
+
+def _show_part(target: Any, entry: Entry) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{entry.name}[/bold]  {entry.kind}, from {entry.origin}")
+    if getattr(target, "paper", ""):
+        console.print(target.paper)
+    console.print()
+    console.print(inspect.getdoc(target) or "", markup=False)
+    if inspect.isclass(target) and issubclass(target, Part) and target.model_fields:
+        console.print()
+        console.print(parameters(target))
+
+
+def parameters(part: type[Part]) -> Table:
+    """Names, types, defaults and meanings of a part's parameters."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("parameter", "type", "default", "meaning"):
+        table.add_column(column)
+    for name, info in part.model_fields.items():
+        default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
+        table.add_row(name, _type(info), default, info.description or "")
+    return table
+
+
+def _type(info: FieldInfo) -> str:
+    literal = get_args(info.annotation)
+    if literal and all(isinstance(value, str) for value in literal):
+        return " | ".join(literal)
+    return getattr(info.annotation, "__name__", None) or str(info.annotation) if not literal else str(info.annotation)
+
+
+def _show_recipe(registry: Registry, entry: Entry) -> None:
+    recipe = Recipe.read(Path(entry.target))
+    console = Console(highlight=False)
+    console.print(f"[bold]{entry.name}[/bold]  recipe version {recipe.version}, from {entry.origin}")
+    console.print(f"{recipe.title}\n{recipe.paper}\n", markup=False)
+    console.print(recipe.formula, markup=False)
+    for number, text in enumerate(recipe.differs, 1):
+        console.print(f"  differs {number}. {text}", markup=False)
+    for kind, choice in recipe.run.items():
+        if kind in HOOKS:
+            params = {k: v for k, v in choice.items() if k != "name"}
+            console.print(f"\n[bold]{kind} {choice['name']}[/bold]  {params or ''}")
+            console.print(parameters(registry.get(_kind(kind), choice["name"])))
+    rest = {k: v for k, v in recipe.run.items() if k not in HOOKS}
+    if rest:
+        console.print(f"\nother settings: {rest}", markup=False)
+    for family, tree in recipe.settings.items():
+        console.print(f"settings for {family}: {tree}", markup=False)

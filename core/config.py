@@ -1,0 +1,284 @@
+"""The configuration of a run: one tree, filled by defaults, recipe, file and command line."""
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distillzoo.core.errors import UserError, explain
+from distillzoo.core.recipe import Recipe, read_yaml
+from distillzoo.core.registry import PART_KINDS, Kind, Registry
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Tree = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PartChoice(BaseModel):
+    """A part by name; its parameters stand beside the name and are validated by the part itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def params(self) -> Tree:
+        return dict(self.model_extra or {})
+
+
+class ModelSource(_Section):
+    """Where a model comes from."""
+
+    model: str = Field(description="hub id, local folder, GGUF file or suite; for the student also prune:layers=N")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(False, description="run model code from the repository; read it first")
+
+
+class DataSource(_Section):
+    """Where prompts and reference answers come from, and how they become tokens."""
+
+    train: str | None = Field(None, description="JSON lines file, datasets id (id:split), or suite (suite:split)")
+    valid: str | None = Field(None, description="the same, for evaluation; without it a share of train is held out")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="column of the data for each of instruction, input, output or messages"
+    )
+    template: Literal["auto", "chat", "alpaca"] = Field(
+        "auto", description="auto: the tokenizer's chat template if any"
+    )
+    max_length: int = Field(512, ge=2, description="tokens of prompt and response together")
+    max_prompt_length: int = Field(256, ge=1, description="tokens of the prompt; the end is kept")
+    limit: int | None = Field(None, ge=1, description="use only the first so many training rows")
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> "DataSource":
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) should be below max_length ({self.max_length}), "
+                f"which counts prompt and response together"
+            )
+        return self
+
+
+class Training(_Section):
+    """The optimiser's settings."""
+
+    max_steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch_size: int = Field(64, ge=1, description="sequences an optimiser step, over all processes")
+    device_batch_size: int | None = Field(None, ge=1, description="sequences a forward pass; default: batch_size")
+    lr: float = Field(5e-6, gt=0, description="peak learning rate of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    log_every: int = Field(10, ge=1, description="optimiser steps between rows of metrics.jsonl")
+    save_every: int = Field(500, ge=1, description="optimiser steps between checkpoints; the last two are kept")
+
+
+class Evaluation(_Section):
+    """What is measured at the end of a run, and how answers are decoded."""
+
+    limit: int | None = Field(200, ge=1, description="evaluate on the first so many rows; null for all")
+    metrics: list[str] = Field(default_factory=lambda: ["right", "rouge-l", "forward-kl", "reverse-kl"])
+    temperature: float | None = Field(None, ge=0, description="sampling temperature; default: the extraction's")
+    top_p: float | None = Field(None, gt=0, le=1, description="nucleus of the student; default: the extraction's")
+    max_new_tokens: int | None = Field(None, ge=1, description="default: max_length - max_prompt_length")
+    batch_size: int = Field(64, ge=1, description="sequences a forward pass")
+    before: bool = Field(True, description="evaluate the teacher and the student before training too")
+
+
+class RunConfig(_Section):
+    """Everything that makes a run. The resolved tree is written into the run directory and repeats the run."""
+
+    algo: str | None = Field(None, description="recipe that filled this tree")
+    teacher: ModelSource = Field(default_factory=lambda: ModelSource(model="micro"))
+    student: ModelSource | None = Field(None, description="default: the suite's student, if the teacher is a suite's")
+    data: DataSource = Field(default_factory=DataSource)
+    subset: PartChoice
+    objective: PartChoice
+    extraction: PartChoice = Field(default_factory=lambda: PartChoice(name="softmax"))
+    trajectories: PartChoice = Field(default_factory=lambda: PartChoice(name="dataset"))
+    train: Training = Field(default_factory=Training)
+    evaluate: Evaluation = Field(default_factory=Evaluation)
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Dtype = Field("auto", description="of the matrix products; auto: bfloat16 on a GPU, else float32")
+    output: Path | None = Field(None, description="run directory; default: a new one below runs/")
+    wandb: bool = Field(False, description="log to Weights & Biases too (WANDB_MODE=offline works)")
+
+
+def resolve(
+    registry: Registry,
+    *,
+    algo: str | None = None,
+    file: Path | None = None,
+    flags: Tree | None = None,
+    sets: tuple[str, ...] = (),
+) -> RunConfig:
+    """One configuration from its sources; each overrides those before it.
+
+    Defaults, the recipe, the recipe's settings for the suite or model type of the teacher, the YAML file, the flags,
+    the ``--set`` assignments. Every part's parameters are validated and filled with their defaults here, before any
+    model loads.
+
+    Raises:
+        UserError: a name, field or value is wrong; the message says which and what would be right.
+    """
+    from_file = read_yaml(file) if file else {}
+    upper = merge(merge(from_file, flags or {}), assignments(sets))
+    name = algo or upper.get("algo")
+    tree: Tree = {}
+    if name is not None:
+        recipe = Recipe.read(registry.get("recipe", str(name)))
+        family = model_family(registry, _model_of(upper) or _model_of(recipe.run) or "micro")
+        tree = merge(recipe.run, recipe.settings.get(family or "", {}))
+        tree["algo"] = str(name)
+    tree = merge(tree, upper)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise _locate(error) from None
+    _fill_from_suite(config, registry)
+    for kind in PART_KINDS:
+        choice: PartChoice = getattr(config, kind)
+        part = registry.get(kind, choice.name).configure(kind, choice.params)
+        setattr(config, kind, PartChoice(name=choice.name, **part.model_dump(mode="json")))
+    for metric in config.evaluate.metrics:
+        registry.entry("metric", metric)
+    return config
+
+
+def build_part(registry: Registry, config: RunConfig, kind: Kind) -> Any:
+    """The part that a resolved configuration names."""
+    choice: PartChoice = getattr(config, kind)
+    return registry.get(kind, choice.name).configure(kind, choice.params)
+
+
+def merge(low: Tree, high: Mapping[str, Any]) -> Tree:
+    """``high`` over ``low``, section by section. A part that changes its name drops the old part's parameters."""
+    tree = deepcopy(low)
+    for key, value in high.items():
+        old = tree.get(key)
+        if not (isinstance(old, dict) and isinstance(value, Mapping)):
+            tree[key] = deepcopy(dict(value) if isinstance(value, Mapping) else value)
+        elif key in PART_KINDS and value.get("name", old.get("name")) != old.get("name"):
+            tree[key] = deepcopy(dict(value))
+        else:
+            tree[key] = merge(old, value)
+    return tree
+
+
+def assignments(sets: tuple[str, ...]) -> Tree:
+    """A tree from ``section.field=value`` strings; values are read as YAML.
+
+    Raises:
+        UserError: a string has no ``=`` or its value is no YAML.
+    """
+    tree: Tree = {}
+    for text in sets:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {text!r} should read section.field=value, for example subset.p=0.9.")
+        try:
+            leaf: Any = _number(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text!r}: the value is no valid YAML: {' '.join(str(error).split())}.") from None
+        for key in reversed(path.strip().split(".")):
+            leaf = {key: leaf}
+        tree = merge(tree, leaf)
+    return tree
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text, and nobody who types it means that."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def model_family(registry: Registry, model: str) -> str | None:
+    """The key of a recipe's settings that fits a teacher: its suite's name or its model type, None if unknown."""
+    if model in registry.names("suite"):
+        return model
+    path = Path(model) / "config.json"
+    if not path.exists():
+        return _hub_model_type(model)
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError):
+        return None  # loading the model says what is wrong with it
+
+
+def _hub_model_type(model: str) -> str | None:
+    if Path(model).exists() or model.count("/") != 1 or model.startswith((".", "/")):
+        return None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        file = hf_hub_download(model, "config.json")
+        return str(json.loads(Path(file).read_text(encoding="utf-8")).get("model_type"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        return None  # loading the model says what is wrong with it
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved tree as YAML. The run directory is left out, so that the file starts a new run."""
+    tree = config.model_dump(mode="json", exclude={"output"})
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _model_of(tree: Tree) -> str | None:
+    teacher = tree.get("teacher")
+    return teacher.get("model") if isinstance(teacher, dict) else None
+
+
+def _fill_from_suite(config: RunConfig, registry: Registry) -> None:
+    """Student and data default to those of the teacher's suite; without a suite they must be given."""
+    suite = config.teacher.model if config.teacher.model in registry.names("suite") else None
+    if config.student is None:
+        if suite is None:
+            raise UserError(
+                "A student is needed: pass --student with a hub id, a folder, a GGUF file, or prune:layers=N for a "
+                "depth-pruned copy of the teacher."
+            )
+        config.student = ModelSource(model=suite)
+    if config.student.model in registry.names("suite"):
+        config.student.model += ":student"
+    if config.data.train is None:
+        if suite is None:
+            raise UserError("Training data are needed: pass --data with a JSON lines file or a datasets id.")
+        config.data.train = suite
+        config.data.valid = config.data.valid or suite
+
+
+def _locate(error: ValidationError) -> UserError:
+    """The message for a wrong tree, with the valid names of the section that holds the unknown field."""
+    first = error.errors(include_url=False)[0]
+    section: Any = RunConfig
+    for part in first["loc"][:-1]:
+        section = _section(section, str(part))
+    valid = section.model_fields if section is not None else ()
+    if first["type"] == "missing" and first["loc"] in {("subset",), ("objective",)}:
+        return UserError(
+            f"The run has no {first['loc'][0]}: name an algorithm with --algo, or the part with --{first['loc'][0]}."
+        )
+    return explain(error, "", valid)
+
+
+def _section(model: Any, field: str) -> Any:
+    info = model.model_fields.get(field) if model is not None else None
+    for candidate in getattr(info.annotation, "__args__", ()) or (info.annotation,) if info else ():
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -1,0 +1,288 @@
+"""The job of ``distillzoo run``: train a student in a run directory and write its result."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from distillzoo.core.config import RunConfig, dump
+from distillzoo.core.errors import UserError
+from distillzoo.core.evaluation import Scores
+from distillzoo.core.models import fingerprint, tokenizer_hash
+from distillzoo.core.progress import Reporter, StepProgress
+from distillzoo.core.registry import PART_KINDS, Registry
+from distillzoo.core.report import write_report
+from distillzoo.core.rundir import RunDirectory
+from distillzoo.core.trainer import Collator, Distillation, DistillTrainer, TrajectoryData
+from distillzoo.core.world import World
+
+RESULT_SCHEMA: Final = 1
+
+LIBRARIES: Final = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+def distil(config: RunConfig, registry: Registry, directory: RunDirectory, reporter: Reporter) -> dict[str, Any]:
+    """Train, evaluate and write the run directory; returns the content of ``result.json``.
+
+    A directory with checkpoints is continued from its last whole one.
+
+    Raises:
+        UserError: something in the configuration, data or models is wrong, or a file can't be written.
+    """
+    start = time.perf_counter()
+    set_seed(config.seed)
+    world = World(config, registry, reporter)
+    if not directory.config.exists():
+        directory.write_text(directory.config, dump(config))
+    world.load()
+    trajectories = world.collect()
+    _say_what_was_cut(world, reporter)
+    scores: dict[str, Scores] = {}
+    if config.evaluate.before:
+        scores["teacher"] = _kept(directory, "teacher", lambda: world.evaluate(world.teacher, "the teacher", False))
+        scores["before"] = _kept(directory, "before", lambda: world.evaluate(world.student, "the student before"))
+    set_seed(config.seed)
+    seconds, trainer = _train(world, trajectories, directory, reporter)
+    scores["after"] = world.evaluate(world.student, "the student after")
+    _write_model(world, directory)
+    result = {
+        "schema": RESULT_SCHEMA,
+        "algo": config.algo,
+        "parts": {kind: getattr(config, kind).name for kind in PART_KINDS},
+        "origins": {kind: registry.entry(kind, getattr(config, kind).name).origin for kind in PART_KINDS},
+        "config_sha256": hashlib.sha256(dump(config).encode()).hexdigest(),
+        "seed": config.seed,
+        "evaluated_rows": len(world.valid_rows),
+        "decoding": asdict(world.decoding),
+        "scores": {name: found.metrics for name, found in scores.items()},
+        "answer_length": {name: found.answer_length for name, found in scores.items()},
+        "sampled_tokens_per_second": {name: found.tokens_per_second for name, found in scores.items()},
+        "directions": {name: metric.direction for name, metric in world.metrics.items()},
+        "training": {
+            "steps": trainer.state.global_step,
+            "trajectories": len(trajectories),
+            "response_tokens": trainer.response_tokens,
+            "seconds": seconds,
+            "response_tokens_per_second": trainer.response_tokens / max(seconds, 1e-9),
+        },
+        "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": peak_memory(world.device),
+        "parameters": {
+            "teacher": world.teacher.model.num_parameters(),
+            "student": world.student.model.num_parameters(),
+        },
+        "hashes": {
+            "teacher": world.teacher_hash,
+            "student_before": world.student_hash_before,
+            "student_after": fingerprint(world.student.model),
+            "tokenizer": tokenizer_hash(world.tokenizer),
+            "data": world.data_hash,
+        },
+        "truncated": {
+            "prompts": world.truncation.prompts,
+            "answers": world.truncation.answers,
+            "rows": world.truncation.rows,
+        },
+        "device": device_name(world.device),
+        "versions": versions(),
+        "git": git_revision(),
+    }
+    directory.write_json(directory.result, result)
+    write_report(directory, result, scores, world.valid_rows)
+    return result
+
+
+def _say_what_was_cut(world: World, reporter: Reporter) -> None:
+    cut = world.truncation
+    if cut.prompts or cut.answers:
+        data = world.config.data
+        reporter.notice(
+            f"{cut.prompts:,} of {cut.rows:,} prompts were cut to their last {data.max_prompt_length} tokens and "
+            f"{cut.answers:,} answers to {data.max_length} tokens with the prompt"
+        )
+
+
+def _kept(directory: RunDirectory, name: str, compute: Any) -> Scores:
+    """Scores that a resumed run need not compute again."""
+    path = directory.path / "evaluations" / f"{name}.json"
+    if path.exists():
+        return Scores(**json.loads(path.read_text(encoding="utf-8")))
+    scores: Scores = compute()
+    directory.write_json(path, scores.to_json())
+    return scores
+
+
+class _MetricsFile(TrainerCallback):
+    """Writes each log row of the training into ``metrics.jsonl``."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self._directory.append_metrics({"step": state.global_step, **logs})
+
+
+def _train(
+    world: World, trajectories: list[Any], directory: RunDirectory, reporter: Reporter
+) -> tuple[float, DistillTrainer]:
+    subset, objective, extraction, _ = world.parts
+    arguments = training_arguments(world, directory)
+    trainer = DistillTrainer(
+        student=Distillation(world.student, objective, extraction),
+        teacher=world.teacher if subset.needs_teacher or objective.needs_teacher_view(subset) else None,
+        subset=subset,
+        objective=objective,
+        args=arguments,
+        train_dataset=TrajectoryData(trajectories),
+        data_collator=Collator(world.tokenizer.pad_token_id),
+        processing_class=world.tokenizer,
+        callbacks=[_MetricsFile(directory), StepProgress(reporter)],
+    )
+    checkpoint = directory.last_checkpoint()
+    if checkpoint is not None:
+        reporter.notice(f"continuing from {checkpoint}")
+    directory.rewind_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    if world.config.wandb:
+        _start_wandb(world.config, directory)
+    start = time.perf_counter()
+    try:
+        with reporter.stage("training", total=world.config.train.max_steps):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if "No space left" not in str(error) and "failed writing file" not in str(error):
+            raise
+        raise UserError(
+            f"A checkpoint could not be written into '{directory.checkpoints}': {error}. Free some space and continue "
+            f"with --resume {directory.path}; whole checkpoints are kept."
+        ) from None
+    return time.perf_counter() - start, trainer
+
+
+def training_arguments(world: World, directory: RunDirectory) -> TrainingArguments:
+    """The Trainer's arguments that a configuration stands for.
+
+    Raises:
+        UserError: the batch doesn't divide into forward passes.
+    """
+    train, processes = world.config.train, int(os.environ.get("WORLD_SIZE", "1"))
+    per_device = train.device_batch_size or max(1, train.batch_size // processes)
+    if train.batch_size % (per_device * processes):
+        raise UserError(
+            f"train.batch_size ({train.batch_size}) should be a multiple of train.device_batch_size times the "
+            f"number of processes ({per_device} x {processes})."
+        )
+    return TrainingArguments(
+        output_dir=str(directory.checkpoints),
+        max_steps=train.max_steps,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=train.batch_size // (per_device * processes),
+        learning_rate=train.lr,
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        weight_decay=train.weight_decay,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=train.warmup_steps,
+        max_grad_norm=train.max_grad_norm,
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        save_steps=train.save_every,
+        save_total_limit=2,
+        seed=world.config.seed,
+        data_seed=world.config.seed,
+        bf16=world.dtype == torch.bfloat16,
+        fp16=world.dtype == torch.float16,
+        use_cpu=world.device.type == "cpu",
+        report_to="wandb" if world.config.wandb else "none",
+        run_name=directory.path.name,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+    )
+
+
+def _start_wandb(config: RunConfig, directory: RunDirectory) -> None:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs the package wandb: pip install 'distillzoo[wandb]'.") from None
+    wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "distillzoo"),
+        name=directory.path.name,
+        dir=str(directory.path),
+        config=config.model_dump(mode="json"),
+    )
+
+
+def _write_model(world: World, directory: RunDirectory) -> None:
+    """The trained student with its tokenizer and a model card, written aside and renamed."""
+    half = directory.path / ".model.part"
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        model = world.student.model
+        model.save_pretrained(half)
+        world.tokenizer.save_pretrained(half)
+        (half / "README.md").write_text(model_card(world.config), encoding="utf-8")
+        shutil.rmtree(directory.model, ignore_errors=True)
+        half.rename(directory.model)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The model could not be written into '{directory.model}': {error}.") from None
+
+
+def model_card(config: RunConfig) -> str:
+    """A short model card: what was distilled from what, and the configuration."""
+    assert config.student is not None
+    return (
+        "---\nlibrary_name: transformers\ntags: [distillation, distillzoo]\n---\n"
+        f"# {config.student.model} distilled from {config.teacher.model}\n\n"
+        f"Trained with distillzoo: algorithm `{config.algo or 'custom'}`, objective `{config.objective.name}`, subset "
+        f"`{config.subset.name}`, {config.train.max_steps} steps.\n\n```yaml\n{dump(config)}```\n"
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's peak allocation, or the process's peak resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, distillzoo and the libraries that a result depends on."""
+    found = {"python": platform.python_version(), "distillzoo": importlib.metadata.version("distillzoo")}
+    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout that the code runs from, with ``-dirty`` if it was changed; none outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # installed: a repository around it would be another project's
+        return None
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return out.stdout.strip() or None

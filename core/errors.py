@@ -1,0 +1,53 @@
+"""Errors that are meant for people."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+
+class UserError(Exception):
+    """Something the user can mend: bad input, a missing file, an impossible combination.
+
+    The command line prints the message as one paragraph and exits with code 2, without a traceback. The message says
+    what was wrong, where (file, field, value) and what would be right.
+    """
+
+
+class UnknownName(UserError):
+    """A name that no plugin registered; the message holds the nearest valid names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"There is no {kind} named '{name}'.{suggest(name, self.known)}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest valid names, or all of them where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f" Did you mean {' or '.join(repr(n) for n in near)}?"
+    return f" Valid names: {', '.join(names)}." if names else " None is registered."
+
+
+def explain(error: ValidationError, where: str, valid: Iterable[str] = ()) -> UserError:
+    """Turn pydantic's list of errors into one paragraph that names each field, its value and what would be right."""
+    problems = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in (where, *item["loc"]) if str(part))
+        if item["type"] == "extra_forbidden":
+            name = str(item["loc"][-1])
+            problems.append(f"'{field}' is not a known field.{suggest(name, valid)}")
+        elif item["type"] == "missing":
+            problems.append(f"'{field}' is required")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"'{field}' is {item['input']!r}: {message[:1].lower()}{message[1:]}")
+    return UserError("; ".join(problem.rstrip(".") for problem in problems) + ".")
+
+
+def cannot(action: str, path: Path, error: OSError) -> UserError:
+    """The message for a file operation that the system refused."""
+    return UserError(f"Cannot {action} '{path}': {error.strerror or error}.")

@@ -1,0 +1,221 @@
+"""Gather, logsumexp and row functions over a linear head, each with a backward pass that recomputes.
+
+The three functions here never hold more than one chunk of logits. None supports a second derivative.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PAIR_ELEMENTS: Final = 1 << 21
+"""Numbers of a gathered chunk ``[pairs, D]``: 8 MiB in float32, small enough for a processor's cache."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear output layer on the last hidden state.
+
+    Attributes:
+        weight: ``[V', D]``; rows from ``size`` on belong to no token and are never read.
+        bias: ``[V']`` or none.
+        size: V, the number of columns in use.
+        holes: ids below ``size`` that hold no token; their logits are ``-inf``.
+    """
+
+    weight: Float[Tensor, "V_ D"]
+    bias: Float[Tensor, "V_"] | None
+    size: int
+    holes: Int[Tensor, "H"] | None = None
+
+    def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """All logits of a few states, in float32 (float64 for float64 inputs)."""
+        dtype = compute_dtype(hidden)
+        bias = None if self.bias is None else self.bias[: self.size]
+        return _logits(hidden.to(dtype), self.weight[: self.size].to(dtype), bias, self.holes)
+
+
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The data type of the products with the head: autocast's where it is on, else the hidden states'."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
+    return hidden.dtype
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, holes: Tensor | None) -> Tensor:
+    product = hidden @ weight.T
+    logits = product if product.dtype == torch.float64 else product.float()
+    if bias is not None:
+        logits = logits + bias
+    if holes is not None and len(holes):
+        logits.index_fill_(1, holes, float("-inf"))
+    return logits
+
+
+class _HeadFunction(torch.autograd.Function):
+    """What the vocabulary-wide functions share: the chain from dL/dlogits of a chunk to hidden states and head."""
+
+    @staticmethod
+    def backpropagate(
+        ctx: Any, chunks: Sequence[Tensor | slice], grad_of_chunk: Callable[[Tensor | slice, Tensor], Tensor]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden, weight, bias = ctx.inputs
+        used, dtype = weight[: ctx.size].to(ctx.dtype), ctx.dtype
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        d_weight = torch.zeros_like(weight) if wants_weight else None
+        d_bias = torch.zeros_like(bias) if wants_bias else None
+        for rows in chunks:
+            states = hidden[rows].to(dtype)
+            logits = _logits(states, used, None if bias is None else bias[: ctx.size], ctx.holes)
+            grad = grad_of_chunk(rows, logits)
+            low = grad.to(dtype)
+            if d_hidden is not None:
+                d_hidden[rows] = (low @ used).to(hidden.dtype)
+            if d_weight is not None:
+                d_weight[: ctx.size] += low.T @ states
+            if d_bias is not None:
+                d_bias[: ctx.size] += grad.sum(0).to(d_bias.dtype)
+        return d_hidden, d_weight, d_bias
+
+
+def _remember(ctx: Any, head: Head, hidden: Tensor, *extra: Tensor) -> None:
+    ctx.save_for_backward(hidden, head.weight, head.bias, *extra)
+    ctx.size, ctx.holes, ctx.dtype = head.size, head.holes, compute_dtype(hidden)
+
+
+class _LogSumExp(_HeadFunction):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, step: int) -> Tensor:
+        dtype = compute_dtype(hidden)
+        used = weight[: head.size].to(dtype)
+        cut = None if bias is None else bias[: head.size]
+        parts = [_logits(part.to(dtype), used, cut, head.holes).logsumexp(1) for part in hidden.split(step)]
+        result = torch.cat(parts)
+        _remember(ctx, head, hidden, result)
+        ctx.step = step
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, result = ctx.saved_tensors
+        ctx.inputs = (hidden, weight, bias)
+        chunks = [slice(start, start + ctx.step) for start in range(0, len(hidden), ctx.step)]
+
+        def softmax(rows: Any, logits: Tensor) -> Tensor:
+            return logits.sub_(result[rows, None]).exp_().mul_(grad[rows, None])
+
+        return (*_HeadFunction.backpropagate(ctx, chunks, softmax), None, None)
+
+
+class _Rowwise(_HeadFunction):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        fn: Callable[..., Tensor],
+        other: Callable[[Tensor], Tensor] | None,
+        chunks: list[Tensor],
+    ) -> Tensor:
+        _remember(ctx, head, hidden)
+        ctx.fn, ctx.other, ctx.chunks = fn, other, chunks
+        parts = [_apply(fn, head.logits(hidden[rows]), other, rows) for rows in chunks]
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        ctx.inputs = ctx.saved_tensors
+
+        def gradient(rows: Any, logits: Tensor) -> Tensor:
+            with torch.enable_grad():
+                leaf = logits.requires_grad_()
+                value = _apply(ctx.fn, leaf, ctx.other, rows)
+            return torch.autograd.grad(value, leaf, grad[rows])[0]
+
+        return (*_HeadFunction.backpropagate(ctx, ctx.chunks, gradient), None, None, None, None)
+
+
+def _apply(fn: Callable[..., Tensor], logits: Tensor, other: Callable[[Tensor], Tensor] | None, rows: Tensor) -> Tensor:
+    return fn(logits) if other is None else fn(logits, other(rows))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, row: Tensor, action: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, row, action)
+        ctx.dtype = dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        values = torch.empty(len(row), dtype=wide, device=hidden.device)
+        for pairs in _pair_chunks(len(row), hidden.shape[1]):
+            states, columns = hidden[row[pairs]].to(dtype).to(wide), weight[action[pairs]].to(dtype).to(wide)
+            values[pairs] = (states * columns).sum(1)
+        return values if bias is None else values + bias[action]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, row, action = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.zeros_like(hidden, dtype=grad.dtype) if wants_hidden else None
+        d_weight = torch.zeros_like(weight) if wants_weight else None
+        for pairs in _pair_chunks(len(row), hidden.shape[1]):
+            scale = grad[pairs, None]
+            if d_hidden is not None:
+                d_hidden.index_add_(0, row[pairs], scale * weight[action[pairs]].to(ctx.dtype))
+            if d_weight is not None:
+                contribution = scale * hidden[row[pairs]].to(ctx.dtype)
+                d_weight.index_add_(0, action[pairs], contribution.to(d_weight.dtype))
+        d_bias = torch.zeros_like(bias).index_add_(0, action, grad.to(bias.dtype)) if wants_bias else None
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+
+
+def _pair_chunks(pairs: int, width: int) -> list[slice]:
+    step = max(1, PAIR_ELEMENTS // width)
+    return [slice(start, min(pairs, start + step)) for start in range(0, pairs, step)]
+
+
+def head_logsumexp(hidden: Float[Tensor, "N D"], head: Head, block_elements: int) -> Float[Tensor, "N"]:
+    """log sum over the vocabulary of exp z, in chunks of at most ``block_elements`` logits."""
+    step = max(1, block_elements // max(1, head.size))
+    return _LogSumExp.apply(hidden, head.weight, head.bias, head, step)  # type: ignore[no-any-return]
+
+
+def head_rowwise(
+    hidden: Float[Tensor, "N D"],
+    head: Head,
+    fn: Callable[..., Tensor],
+    other: Callable[[Tensor], Tensor] | None,
+    chunks: list[Tensor],
+) -> Float[Tensor, "N"]:
+    """``fn`` over each chunk of rows; ``other(rows)`` gives the second argument where there is one."""
+    if not chunks:
+        return hidden.sum(1)
+    return _Rowwise.apply(hidden, head.weight, head.bias, head, fn, other, chunks)  # type: ignore[no-any-return]
+
+
+def gather_pairs(
+    hidden: Float[Tensor, "N D"], head: Head, actions: Int[Tensor, "N K"], mask: Bool[Tensor, "N K"] | None
+) -> Float[Tensor, "N K"]:
+    """z of the pairs where ``mask`` is true, 0 elsewhere; nothing with the hidden size is computed for the others.
+
+    A pair costs D multiplications; memory beyond the result is a chunk of ``PAIR_ELEMENTS`` numbers.
+    """
+    asked = torch.ones_like(actions, dtype=torch.bool) if mask is None else mask
+    row, column = asked.nonzero(as_tuple=True)
+    action = actions[row, column]
+    values = _Gather.apply(hidden, head.weight, head.bias, row, action, compute_dtype(hidden))
+    if head.holes is not None and len(head.holes):
+        values = values.masked_fill(torch.isin(action, head.holes), float("-inf"))
+    table: Tensor = values.new_zeros(actions.shape)
+    return table.index_put((row, column), values)

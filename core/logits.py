@@ -1,0 +1,162 @@
+"""Logits that are computed only where an objective asks for them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distillzoo.core.factored import Head, gather_pairs, head_logsumexp, head_rowwise
+
+BLOCK_ELEMENTS: Final = 1 << 24
+"""Logits that a vocabulary-wide reduction holds at a time: 64 MiB in float32."""
+
+RowFunction = Callable[..., Tensor]
+"""``fn(chunk [n, V]) -> [n]`` or ``fn(chunk [n, V], other's chunk [n, V]) -> [n]``."""
+
+
+class LogitView(ABC):
+    """The logits z of N states over the V tokens of the shared vocabulary, computed when asked.
+
+    An objective can't tell whether it has a tensor or hidden states and a head, so it is fast as soon as it asks for
+    little. Columns without a token are ``-inf`` and never picked.
+    """
+
+    rows: int
+    """N, the number of states."""
+    size: int
+    """V, the number of columns: one more than the largest token id of the shared vocabulary."""
+    device: torch.device
+
+    @abstractmethod
+    def gather(self, actions: Int[Tensor, "N K"], mask: Bool[Tensor, "N K"] | None = None) -> Float[Tensor, "N K"]:
+        """z(s, a) of the asked pairs; 0 where ``mask`` is false. Differentiable."""
+
+    @abstractmethod
+    def logsumexp(self, rows: Int[Tensor, "M"] | None = None) -> Float[Tensor, "M"]:
+        """log sum over V of exp z(s, .), of all rows or of the asked ones. Differentiable."""
+
+    @abstractmethod
+    def rowwise(self, fn: RowFunction, other: "LogitView | None" = None) -> Float[Tensor, "N"]:
+        """``fn`` over chunks of rows, recomputed in the backward pass.
+
+        ``fn(chunk)``, or ``fn(chunk, other's chunk)`` where ``other`` is given, turns ``[n, V]`` into ``[n]``, row by
+        row. The result is differentiable with respect to this view's logits; ``other`` is a constant.
+        """
+
+    @abstractmethod
+    def block(self, rows: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        """All logits of some rows, without gradient."""
+
+    def select(self, action: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+        """z(s, a) of one action a state. Differentiable."""
+        return self.gather(action[:, None])[:, 0]
+
+    def chunks(self) -> list[Int[Tensor, "M"]]:
+        """Row numbers, cut so that a block stays within ``BLOCK_ELEMENTS``."""
+        step = max(1, BLOCK_ELEMENTS // max(1, self.size))
+        return list(torch.arange(self.rows, device=self.device).split(step)) if self.rows else []
+
+    @torch.no_grad()
+    def argmax(self) -> Int[Tensor, "N"]:
+        """The token with the largest logit, the lowest id among equals. No gradient."""
+        found = [self.block(rows).argmax(1) for rows in self.chunks()]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=self.device)
+
+    def max(self) -> Float[Tensor, "N"]:
+        """max over V of z(s, .). Differentiable: the gradient goes to the largest logit."""
+        return self.select(self.argmax())
+
+    @torch.no_grad()
+    def top(self, k: int, rows: Int[Tensor, "M"]) -> tuple[Float[Tensor, "M k"], Int[Tensor, "M k"]]:
+        """The k largest logits of some rows and their tokens, in falling order, the lower id first among equals."""
+        values, tokens = zip(*(_top(self.block(part), k) for part in self._parts(rows)), strict=True)
+        return torch.cat(values), torch.cat(tokens)
+
+    def _parts(self, rows: Int[Tensor, "M"]) -> tuple[Int[Tensor, "m"], ...]:
+        return tuple(rows.split(max(1, BLOCK_ELEMENTS // max(1, self.size))))
+
+
+def _top(block: Float[Tensor, "M V"], k: int) -> tuple[Float[Tensor, "M k"], Int[Tensor, "M k"]]:
+    k = min(k, block.shape[1])
+    values, tokens = block.topk(min(k + 1, block.shape[1]), dim=1)
+    tied = values[:, k - 1] == values[:, -1] if values.shape[1] > k else torch.zeros(len(block), dtype=torch.bool)
+    tokens, order = tokens[:, :k].sort(dim=1)
+    values, by_value = values[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
+    tokens = tokens.gather(1, by_value)
+    if bool(tied.any()):  # topk picks any of the equals at its edge; a set must not depend on that
+        tied_values, tied_tokens = block[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], tokens[tied] = tied_values[:, :k], tied_tokens[:, :k]
+    return values, tokens
+
+
+class DenseLogits(LogitView):
+    """A view on a tensor of logits, for models whose head is not a plain linear layer and for tests.
+
+    Args:
+        logits: ``[N, V']``; columns from ``size`` on are left out.
+        size: V, all columns if not given.
+        holes: columns below ``size`` that hold no token.
+    """
+
+    def __init__(
+        self, logits: Float[Tensor, "N V_"], size: int | None = None, holes: Int[Tensor, "H"] | None = None
+    ) -> None:
+        logits = logits[:, :size]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if holes is not None and len(holes):
+            logits = logits.index_fill(1, holes, float("-inf"))
+        self.logits = logits
+        self.rows, self.size = logits.shape
+        self.device = logits.device
+
+    def gather(self, actions: Int[Tensor, "N K"], mask: Bool[Tensor, "N K"] | None = None) -> Float[Tensor, "N K"]:
+        values = self.logits.gather(1, actions)
+        return values if mask is None else values.masked_fill(~mask, 0.0)
+
+    def logsumexp(self, rows: Int[Tensor, "M"] | None = None) -> Float[Tensor, "M"]:
+        return (self.logits if rows is None else self.logits[rows]).logsumexp(1)
+
+    def rowwise(self, fn: RowFunction, other: LogitView | None = None) -> Float[Tensor, "N"]:
+        parts = [fn(self.logits[r]) if other is None else fn(self.logits[r], other.block(r)) for r in self.chunks()]
+        return torch.cat(parts) if parts else self.logits.sum(1)
+
+    def block(self, rows: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        return self.logits.detach()[rows]
+
+
+class FactoredLogits(LogitView):
+    """Logits as hidden states times a head, z = h W^T + b: nothing of shape ``[N, V]`` exists outside a chunk.
+
+    Args:
+        hidden: ``[N, D]``, the last hidden states of the N positions.
+        head: weight ``[V', D]``, bias, number of columns and columns without a token.
+
+    The matrix products run in the autocast data type where autocast is on, else in that of the inputs; sums run in
+    float32 (float64 for float64 inputs).
+    """
+
+    def __init__(self, hidden: Float[Tensor, "N D"], head: Head) -> None:
+        self.hidden, self.head = hidden, head
+        self.rows, self.size = hidden.shape[0], head.size
+        self.device = hidden.device
+        self._logsumexp: Tensor | None = None
+
+    def gather(self, actions: Int[Tensor, "N K"], mask: Bool[Tensor, "N K"] | None = None) -> Float[Tensor, "N K"]:
+        return gather_pairs(self.hidden, self.head, actions, mask)
+
+    def logsumexp(self, rows: Int[Tensor, "M"] | None = None) -> Float[Tensor, "M"]:
+        if rows is not None:
+            return head_logsumexp(self.hidden[rows], self.head, BLOCK_ELEMENTS)
+        if self._logsumexp is None:  # several terms may need it; the vocabulary is read once
+            self._logsumexp = head_logsumexp(self.hidden, self.head, BLOCK_ELEMENTS)
+        return self._logsumexp
+
+    def rowwise(self, fn: RowFunction, other: LogitView | None = None) -> Float[Tensor, "N"]:
+        return head_rowwise(self.hidden, self.head, fn, None if other is None else other.block, self.chunks())
+
+    @torch.no_grad()
+    def block(self, rows: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        return self.head.logits(self.hidden[rows])

@@ -1,0 +1,257 @@
+"""Loading a teacher and a student, and finding the linear head of each."""
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from distillzoo.core.config import ModelSource
+from distillzoo.core.data import end_token
+from distillzoo.core.errors import UserError
+from distillzoo.core.factored import Head
+from distillzoo.core.logits import DenseLogits, FactoredLogits, LogitView
+from distillzoo.core.prune import prune, pruned_layers
+from distillzoo.core.registry import Registry
+
+log = logging.getLogger(__name__)
+
+PROBE_TOKENS: Final = 8
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that teacher and student share.
+
+    Attributes:
+        size: one more than the largest shared id; columns beyond belong to no token.
+        holes: ids below ``size`` that no token has.
+    """
+
+    size: int
+    holes: Tensor | None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal language model as a body and a head.
+
+    Attributes:
+        model: the whole model.
+        head: its output layer, if the logits are just that layer on the last hidden state; else none, and views of
+            this model are dense.
+        vocabulary: the columns in use.
+    """
+
+    model: PreTrainedModel
+    head: nn.Linear | None
+    vocabulary: Vocabulary
+
+    def view(self, hidden: Tensor) -> LogitView:
+        """Logits of ``hidden``, ``[N, D]`` for a model with a linear head, ``[N, V']`` logits for another."""
+        holes = None if self.vocabulary.holes is None else self.vocabulary.holes.to(hidden.device)
+        if self.head is None:
+            return DenseLogits(hidden, self.vocabulary.size, holes)
+        return FactoredLogits(hidden, Head(self.head.weight, self.head.bias, self.vocabulary.size, holes))
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor, sequence: Tensor, position: Tensor) -> Tensor:
+        """Last hidden states (or logits, without a linear head) of the asked positions, ``[N, D]``.
+
+        Positions count real tokens only, so the padding side makes no difference.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if "position_ids" in _arguments(self.model):
+            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        if self.head is None:
+            return self.model(**inputs).logits[sequence, position]  # type: ignore[no-any-return]
+        return self.model.base_model(**inputs).last_hidden_state[sequence, position]  # type: ignore[no-any-return]
+
+    def retarget(self, vocabulary: Vocabulary) -> "Backbone":
+        """The same model on another set of columns."""
+        return replace(self, vocabulary=vocabulary)
+
+
+def _arguments(model: nn.Module) -> Iterable[str]:
+    return inspect.signature(model.forward).parameters
+
+
+def load_tokenizer(source: ModelSource, registry: Registry) -> Any:
+    """The tokenizer that belongs to a model.
+
+    Raises:
+        UserError: there is none, or it has no end-of-sequence token.
+    """
+    where = _locate(source.model, registry)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            where.path,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            **({"gguf_file": where.gguf} if where.gguf else {}),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unloadable("tokenizer", source, error) from None
+    end_token(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so the two may be one
+    return tokenizer
+
+
+def load_model(source: ModelSource, registry: Registry, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A causal language model from a hub id, a folder, a GGUF file or a suite.
+
+    Raises:
+        UserError: it cannot be found or loaded.
+    """
+    where = _locate(source.model, registry)
+    extra = {"gguf_file": where.gguf} if where.gguf else {"use_safetensors": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where.path, dtype=dtype, revision=source.revision, trust_remote_code=source.trust_remote_code, **extra
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise _unloadable("model", source, error) from None
+    return model.to(device)
+
+
+def load_student(
+    source: ModelSource, registry: Registry, teacher: ModelSource, device: torch.device
+) -> PreTrainedModel:
+    """The student in float32, from a source of its own or pruned from the teacher (``prune:layers=N``)."""
+    layers = pruned_layers(source.model)
+    if layers is None:
+        return load_model(source, registry, torch.float32, device)
+    return prune(load_model(teacher, registry, torch.float32, torch.device("cpu")), layers).to(device)
+
+
+def backbone(model: PreTrainedModel, vocabulary: Vocabulary, name: str) -> Backbone:
+    """Split a model into body and head, by trying it: a few tokens must give the same logits both ways.
+
+    Soft-capping, scaling or any other function between head and logits shows here; such a model works on dense logits,
+    and a warning says so.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear) and _head_explains(model, head):
+        return Backbone(model, head, vocabulary)
+    log.warning(
+        "The %s's logits are not a plain linear layer on the last hidden state (soft-capping or another head): "
+        "it works on dense logits, which needs memory for all of them.",
+        name,
+    )
+    return Backbone(model, None, vocabulary)
+
+
+@torch.no_grad()
+def _head_explains(model: PreTrainedModel, head: nn.Linear) -> bool:
+    ids = torch.arange(1, 1 + PROBE_TOKENS, device=model.device)[None] % head.weight.shape[0]
+    training = model.training
+    model.eval()
+    hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    logits = model(input_ids=ids, use_cache=False).logits
+    model.train(training)
+    if hidden is None or hidden.shape[-1] != head.weight.shape[1]:
+        return False
+    plain = head(hidden)
+    tolerance = 1e-4 if logits.dtype == torch.float32 else 3e-2
+    return plain.shape == logits.shape and bool(
+        (plain.float() - logits.float()).abs().max() <= tolerance * logits.float().abs().max()
+    )
+
+
+def shared_vocabulary(teacher: Any, student: Any) -> Vocabulary:
+    """The ids on which two tokenizers agree.
+
+    Both must map every ordinary token to the same id. Added tokens that only one of them has are left out.
+
+    Raises:
+        UserError: the tokenizers differ; the message gives the first tokens that do.
+    """
+    first, second = teacher.get_vocab(), student.get_vocab()
+    if first == second:
+        return _vocabulary(first.values())
+    extra = set(map(str, teacher.added_tokens_decoder.values())) | set(map(str, student.added_tokens_decoder.values()))
+    differing = [t for t in {**first, **second} if first.get(t) != second.get(t)]
+    conflicts = [t for t in differing if (t in first and t in second) or t not in extra]
+    taken = {first[t] for t in differing if t in first} & {second[t] for t in differing if t in second}
+    if conflicts or taken:
+        shown = ", ".join(f"{t!r} (teacher {first.get(t)}, student {second.get(t)})" for t in sorted(differing)[:3])
+        raise UserError(
+            f"Teacher and student have different tokenizers ({len(first)} and {len(second)} tokens; {len(differing)} "
+            f"differ, for example {shown}). Distillation on tokens needs one vocabulary: choose a student of the "
+            f"teacher's family, or prune:layers=N."
+        )
+    log.warning("Added tokens that only one tokenizer has are left out of both models: %s.", ", ".join(differing))
+    return _vocabulary(i for t, i in first.items() if second.get(t) == i)
+
+
+def _vocabulary(ids: Iterable[int]) -> Vocabulary:
+    known = torch.tensor(sorted(set(ids)))
+    size = int(known[-1]) + 1
+    holes = torch.ones(size, dtype=torch.bool)
+    holes[known] = False
+    return Vocabulary(size, holes.nonzero()[:, 0] if bool(holes.any()) else None)
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Tokens that end generation: the answer's end, the tokenizer's and the model's own."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    own = own if isinstance(own, list) else [own]
+    return sorted({end_token(tokenizer), *(t for t in (*own, tokenizer.eos_token_id) if t is not None)})
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes, types and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 over the vocabulary and the chat template."""
+    text = f"{sorted(tokenizer.get_vocab().items())}{tokenizer.chat_template}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Place:
+    path: str
+    gguf: str | None = None
+
+
+def _locate(model: str, registry: Registry) -> _Place:
+    """Where ``from_pretrained`` finds a model; for a suite's name the caller's role has been filled in before."""
+    name, _, role = model.partition(":")
+    if name in registry.names("suite"):
+        suite = registry.get("suite", name)()
+        if role not in {"", "teacher", "student"}:
+            raise UserError(f"'{model}': a suite has a teacher and a student, as in {name}:student.")
+        return _Place(str(suite.student if role == "student" else suite.teacher))
+    path = Path(model).expanduser()
+    if model.endswith(".gguf"):
+        if path.exists():
+            return _Place(str(path.parent), path.name)
+        owner_and_repo, _, file = model.rpartition("/")
+        if owner_and_repo.count("/") != 1 or owner_and_repo.startswith((".", "/", "~")):
+            raise UserError(f"There is no file '{model}'.")
+        return _Place(owner_and_repo, file)
+    if path.is_dir():
+        return _Place(str(path))
+    if path.exists():
+        raise UserError(f"'{model}' is a file; a model is a folder, a .gguf file, a hub id or a suite.")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"There is no folder '{model}'.")
+    return _Place(model)
+
+
+def _unloadable(what: str, source: ModelSource, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    known = "a hub id, a local folder, a GGUF file, or the name of a suite such as micro"
+    return UserError(f"The {what} of '{source.model}' cannot be loaded: {reason[:400]} (a model is {known})")

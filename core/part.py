@@ -1,0 +1,33 @@
+"""The base of every plugin part: its parameters are its fields."""
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distillzoo.core.errors import explain
+
+
+class Part(BaseModel):
+    """A subset, objective, extraction, trajectory source or metric.
+
+    A part is a frozen pydantic model. Its parameters are its fields, so they are validated, documented by
+    ``Field(description=...)`` and written into the run's configuration without further code. Its docstring is the
+    paper in miniature: intent, formula, shapes, source; ``distillzoo show`` prints it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    paper: ClassVar[str] = ""
+    """Where the part comes from, for example ``arXiv:2505.20335, eq. 7``."""
+
+    @classmethod
+    def configure(cls, where: str, params: dict[str, Any]) -> "Part":
+        """Build the part from configuration values.
+
+        Raises:
+            UserError: a parameter is unknown, missing or out of range; the message names ``where.parameter``.
+        """
+        try:
+            return cls(**params)
+        except ValidationError as error:
+            raise explain(error, where, cls.model_fields) from None

@@ -1,0 +1,136 @@
+"""The run directory. Files appear by write-then-rename, so a killed run leaves no half file."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillzoo.core.errors import UserError, cannot
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run and how they are written."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDirectory":
+        """A new directory.
+
+        Raises:
+            UserError: it exists with something in it, or cannot be made.
+        """
+        path = path.expanduser()
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(
+                    f"'{path}' exists already. Choose another --output, or continue a run that was cut off with "
+                    f"--resume {path}."
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            (path / ".writable").touch()
+            (path / ".writable").unlink()
+        except OSError as error:
+            raise cannot("write into the run directory", path, error) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """An existing run.
+
+        Raises:
+            UserError: there is no run in it.
+        """
+        directory = cls(path.expanduser())
+        if not directory.config.exists():
+            raise UserError(f"'{path}' is no run directory: it has no config.yaml.")
+        return directory
+
+    @classmethod
+    def next_free(cls, stem: str) -> Path:
+        """``runs/STEM-1``, or the first number that is free."""
+        number = 1
+        while (Path("runs") / f"{stem}-{number}").exists():
+            number += 1
+        return Path("runs") / f"{stem}-{number}"
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a file of the run, whole or not at all."""
+        half = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with half.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            half.replace(path)
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            raise cannot("write", path, error) from None
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write JSON, whole or not at all."""
+        self.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot("write", self.metrics, error) from None
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``; a last line that a kill cut in half is left out."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the rows after a step, which a resumed run writes again."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        self.write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def last_checkpoint(self) -> Path | None:
+        """The latest whole checkpoint. ``trainer_state.json`` is written last, so one without it was cut off."""
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if _whole(p)]
+        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

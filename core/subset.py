@@ -1,0 +1,166 @@
+"""Abstract actions: the tokens a state that an objective works on."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from distillzoo.core.logits import LogitView
+from distillzoo.core.part import Part
+
+
+class Subset:
+    """A set of tokens A(s) for each of N states, as tables padded to the largest set.
+
+    Attributes:
+        actions: ``[N, K]`` token ids, sorted by falling teacher probability, the lower id first among equals.
+        mask: ``[N, K]``, true where ``actions`` holds a token of the set; never empty in a row.
+        logprobs: ``[N, K]`` teacher's log-probabilities over the whole vocabulary, in nats; 0 where masked.
+        mass: ``[N]`` teacher probability of the set.
+        full: whether every set is the whole vocabulary, so that a reduction over the set is one over the vocabulary.
+    """
+
+    full: bool = False
+
+    def __init__(
+        self,
+        actions: Int[Tensor, "N K"],
+        mask: Bool[Tensor, "N K"],
+        logprobs: Float[Tensor, "N K"],
+        mass: Float[Tensor, "N"],
+    ) -> None:
+        self._actions, self._mask, self._logprobs, self._mass = actions, mask, logprobs, mass
+
+    @property
+    def actions(self) -> Int[Tensor, "N K"]:
+        return self._actions
+
+    @property
+    def mask(self) -> Bool[Tensor, "N K"]:
+        return self._mask
+
+    @property
+    def logprobs(self) -> Float[Tensor, "N K"]:
+        return self._logprobs
+
+    @property
+    def mass(self) -> Float[Tensor, "N"]:
+        return self._mass
+
+    @property
+    def size(self) -> Int[Tensor, "N"]:
+        """Number of tokens in each set."""
+        return self.mask.sum(1)
+
+    def contains(self, action: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:
+        """Whether each state's set holds the given action."""
+        return ((self.actions == action[:, None]) & self.mask).any(1)
+
+
+class WholeVocabulary(Subset):
+    """The set of all tokens. Its tables exist only when asked for, its log-probabilities only with a teacher."""
+
+    full = True
+
+    def __init__(self, rows: int, size: int, device: torch.device, teacher: LogitView | None = None) -> None:
+        self._rows, self._columns, self._device, self._teacher = rows, size, device, teacher
+
+    @property
+    def actions(self) -> Int[Tensor, "N V"]:
+        return torch.arange(self._columns, device=self._device).expand(self._rows, -1)
+
+    @property
+    def mask(self) -> Bool[Tensor, "N V"]:
+        return torch.ones((), dtype=torch.bool, device=self._device).expand(self._rows, self._columns)
+
+    @property
+    def logprobs(self) -> Float[Tensor, "N V"]:
+        if self._teacher is None:
+            raise ValueError("The whole vocabulary has no teacher log-probabilities: this run has no teacher view.")
+        block = self._teacher.block(torch.arange(self._rows, device=self._device))
+        return block.log_softmax(1)
+
+    @property
+    def mass(self) -> Float[Tensor, "N"]:
+        return torch.ones(self._rows, device=self._device)
+
+    @property
+    def size(self) -> Int[Tensor, "N"]:
+        return torch.full((self._rows,), self._columns, device=self._device)
+
+    def contains(self, action: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:
+        return action < self._columns
+
+
+class SubsetQ:
+    """Q on a subset: the student's logits restricted to A(s), computed when asked and kept.
+
+    On a whole vocabulary the reductions go through the view's own and no table is built.
+    """
+
+    def __init__(self, view: LogitView, subset: Subset) -> None:
+        self.view, self.subset = view, subset
+        self._values: Tensor | None = None
+
+    @property
+    def values(self) -> Float[Tensor, "N K"]:
+        """z(s, a) for the actions of the set; 0 where masked."""
+        if self._values is None:
+            self._values = self.view.gather(self.subset.actions, self.subset.mask)
+        return self._values
+
+    def logsumexp(self, temperature: float = 1.0) -> Float[Tensor, "N"]:
+        """log of the sum over A(s) of exp(z(s, a) / temperature)."""
+        if not self.subset.full:
+            scaled = self.values / temperature
+            return scaled.masked_fill(~self.subset.mask, float("-inf")).logsumexp(1)
+        if temperature == 1.0:
+            return self.view.logsumexp()
+        return self.view.rowwise(lambda z: (z / temperature).logsumexp(1))
+
+    def max(self) -> Float[Tensor, "N"]:
+        """max over A(s) of z(s, a)."""
+        if self.subset.full:
+            return self.view.max()
+        return self.values.masked_fill(~self.subset.mask, float("-inf")).amax(1)
+
+
+class ActionSubset(Part):
+    """Base of the subsets: which tokens of a state are actions.
+
+    A subset implements ``select``. It sees the teacher's logits only, never the student's, and works row by row.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    """Whether ``select`` reads the teacher; if not, an objective that doesn't either trains without one."""
+
+    include_action: bool = Field(False, description="add the taken action where the set misses it")
+
+    @abstractmethod
+    def select(self, teacher: LogitView) -> Subset:
+        """The set of each state.
+
+        Returns:
+            Sets that are never empty, sorted by teacher probability, without repeats and with their mass.
+        """
+
+    def with_action(self, subset: Subset, teacher: LogitView, action: Int[Tensor, "N"]) -> Subset:
+        """The subset with the taken action appended where it is missing, if ``include_action`` asks for it.
+
+        The appended token is the least probable one of its set, so the order holds.
+        """
+        if not self.include_action or subset.full:
+            return subset
+        missing = ~subset.contains(action)
+        logprob = (teacher.select(action) - teacher.logsumexp()).detach()
+        grown = torch.cat([subset.mask, missing[:, None]], 1)
+        actions = torch.cat([subset.actions, action[:, None]], 1)
+        logprobs = torch.cat([subset.logprobs, torch.where(missing, logprob, 0.0)[:, None]], 1)
+        order = (~grown).to(torch.int8).sort(dim=1, stable=True).indices  # tokens first, padding last
+        width = int(grown.sum(1).max()) if len(grown) else 0
+        order = order[:, :width]
+        mass = subset.mass + torch.where(missing, logprob.exp(), 0.0)
+        return Subset(actions.gather(1, order), grown.gather(1, order), logprobs.gather(1, order), mass.clamp(max=1.0))

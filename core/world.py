@@ -1,0 +1,247 @@
+"""What a configuration names, loaded: models, tokenizers, data, parts, trajectories and scores."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+from distillzoo.core.config import RunConfig, build_part
+from distillzoo.core.data import Encoder, Row, Truncation, end_token, hold_out, load_rows
+from distillzoo.core.errors import UserError
+from distillzoo.core.evaluation import Scores, evaluate
+from distillzoo.core.extraction import Decoding, PolicyExtraction
+from distillzoo.core.generation import Generator, KeptSamples
+from distillzoo.core.metric import Metric
+from distillzoo.core.models import (
+    Backbone,
+    backbone,
+    fingerprint,
+    load_model,
+    load_student,
+    load_tokenizer,
+    shared_vocabulary,
+    stop_tokens,
+    tokenizer_hash,
+)
+from distillzoo.core.objective import Objective
+from distillzoo.core.progress import Reporter
+from distillzoo.core.prune import pruned_layers
+from distillzoo.core.registry import Registry
+from distillzoo.core.subset import ActionSubset
+from distillzoo.core.suite import Suite
+from distillzoo.core.trajectories import PromptRow, Sources, Trajectory, TrajectorySource
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a run; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UserError: the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]} Try auto or cpu.") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The data type of the matrix products; ``auto`` is bfloat16 on a GPU that has it, else float32."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def cache_folder() -> Path:
+    """Where samples are kept between runs: ``DISTILLZOO_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("DISTILLZOO_CACHE") or platformdirs.user_cache_dir("distillzoo"))
+
+
+@dataclass
+class World:
+    """What the configuration names, loaded: models, tokenizer, data and parts."""
+
+    config: RunConfig
+    registry: Registry
+    reporter: Reporter = field(default_factory=Reporter)
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(self.config.device)
+        self.dtype = pick_dtype(self.config.dtype, self.device)
+        assert self.config.student is not None, "resolve() fills the student in"
+        self._student_source = self.config.student
+        self.parts  # noqa: B018 a composition that cannot work is refused before anything loads
+
+    @cached_property
+    def parts(self) -> tuple[ActionSubset, Objective, PolicyExtraction, TrajectorySource]:
+        subset, objective, extraction, trajectories = (
+            build_part(self.registry, self.config, kind)
+            for kind in ("subset", "objective", "extraction", "trajectories")
+        )
+        objective.check(extraction)
+        return subset, objective, extraction, trajectories
+
+    def load(self) -> None:
+        """Load both models and remember the student's weights as they are now, before the data are read."""
+        self.teacher_hash, self.student_hash_before  # noqa: B018
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        return {name: self.registry.get("metric", name)() for name in self.config.evaluate.metrics}
+
+    @cached_property
+    def tokenizers(self) -> tuple[Any, Any]:
+        """The teacher's and the student's. A pruned student has the teacher's."""
+        teacher = load_tokenizer(self.config.teacher, self.registry)
+        if pruned_layers(self._student_source.model) is not None:
+            return teacher, teacher
+        return teacher, load_tokenizer(self._student_source, self.registry)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.tokenizers[1]
+
+    @cached_property
+    def teacher(self) -> Backbone:
+        with self.reporter.stage("loading the teacher"):
+            model = load_model(self.config.teacher, self.registry, self.dtype, self.device)
+        model.requires_grad_(False).eval()
+        return backbone(model, shared_vocabulary(*self.tokenizers), "teacher")
+
+    @cached_property
+    def student(self) -> Backbone:
+        with self.reporter.stage("loading the student"):
+            model = load_student(self._student_source, self.registry, self.config.teacher, self.device)
+        return backbone(model, shared_vocabulary(*self.tokenizers), "student")
+
+    @cached_property
+    def teacher_hash(self) -> str:
+        return fingerprint(self.teacher.model)
+
+    @cached_property
+    def student_hash_before(self) -> str:
+        return fingerprint(self.student.model)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """sha256 over the training and evaluation rows."""
+        text = json.dumps([self.train_rows, self.valid_rows], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer, end_token(self.tokenizer), self.config.data)
+
+    @cached_property
+    def _rows(self) -> tuple[list[Row], list[Row], Suite | None]:
+        data = self.config.data
+        assert data.train is not None, "resolve() fills the data in"
+        train, suite = load_rows(data.train, data, self.registry, "train")
+        if data.valid is None:
+            train, valid = hold_out(train, self.config.seed)
+            self.reporter.notice(f"{len(valid):,} of {len(train) + len(valid):,} rows are held out for evaluation")
+        else:
+            valid, suite = load_rows(data.valid, data, self.registry, "valid")
+        return train[: data.limit], valid[: self.config.evaluate.limit], suite
+
+    @property
+    def train_rows(self) -> list[Row]:
+        return self._rows[0]
+
+    @property
+    def valid_rows(self) -> list[Row]:
+        return self._rows[1]
+
+    @property
+    def suite(self) -> Suite | None:
+        return self._rows[2]
+
+    @cached_property
+    def truncation(self) -> Truncation:
+        return Truncation()
+
+    @cached_property
+    def train_prompts(self) -> list[PromptRow]:
+        return self.encoder.encode(self.train_rows, self.truncation)
+
+    @cached_property
+    def valid_prompts(self) -> list[PromptRow]:
+        return self.encoder.encode(self.valid_rows, Truncation())
+
+    @property
+    def decoding(self) -> Decoding:
+        """The evaluation's decoding: the extraction's, unless the configuration says another."""
+        own, asked = self.parts[2].decoding(), self.config.evaluate
+        return Decoding(
+            own.temperature if asked.temperature is None else asked.temperature,
+            own.top_p if asked.top_p is None else asked.top_p,
+        )
+
+    def generator(self, model: Backbone, batch_size: int) -> Generator:
+        room = self.config.data.max_length - self.config.data.max_prompt_length
+        return Generator(
+            model=model.model,
+            stops=sorted({*stop_tokens(self.teacher.model, self.tokenizer), self.encoder.end}),
+            pad=self.tokenizer.pad_token_id,
+            allowed=model.vocabulary.size,
+            max_new_tokens=self.config.evaluate.max_new_tokens or room,
+            batch_size=batch_size,
+            progress=self.reporter.advance,
+        )
+
+    def collect(self) -> list[Trajectory]:
+        """The trajectories of the configured source."""
+        size = self.config.evaluate.batch_size * 4
+        teacher = KeptSamples(
+            lambda: self.generator(self.teacher, size),
+            {
+                "teacher": self.teacher_hash,
+                "tokenizer": tokenizer_hash(self.tokenizer),
+                "max_new_tokens": self.config.evaluate.max_new_tokens,
+                "max_length": self.config.data.max_length,
+                "max_prompt_length": self.config.data.max_prompt_length,
+                "dtype": str(self.dtype),
+                "device": self.device.type,
+                "batch_size": size,
+            },
+            cache_folder() / "samples",
+            self.reporter.notice,
+        )
+        sources = Sources(
+            rows=self.train_prompts,
+            teacher=teacher,
+            student=lambda *args: self.generator(self.student, size)(*args),
+            seed=self.config.seed,
+        )
+        with self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"):
+            trajectories = self.parts[3].collect(sources)
+        usable = [t for t in trajectories if t.response.tokens]
+        if not usable:
+            raise UserError("The trajectory source gave no response with a token in it: there is nothing to train on.")
+        return usable
+
+    def evaluate(self, model: Backbone, what: str, against_teacher: bool = True) -> Scores:
+        """Scores of one model on the evaluation rows."""
+        with self.reporter.stage(f"evaluating {what}", total=len(self.valid_rows)):
+            return evaluate(
+                self.generator(model, self.config.evaluate.batch_size),
+                model,
+                self.teacher if against_teacher else None,
+                self.valid_rows,
+                self.encoder,
+                self.valid_prompts,
+                self.suite,
+                self.metrics,
+                self.decoding,
+                self.config.seed,
+            )

@@ -1,0 +1,1 @@
+"""The built-in parts. They enter through the same hooks as a stranger's."""

@@ -1,0 +1,12 @@
+"""Abstract action subsets: which tokens of a state an objective works on."""
+
+from distillzoo.core import hookimpl
+from distillzoo.core.hookspecs import Register
+
+
+@hookimpl
+def register_subsets(register: Register) -> None:
+    here = __name__
+    register("full", f"{here}.full:Full")
+    register("top-p", f"{here}.top_p:TopP")
+    register("top-k", f"{here}.top_k:TopK")
