@@ -1,0 +1,1 @@
+"""Suites, metrics, the harness and the leaderboard."""

@@ -1,0 +1,13 @@
+"""Metrics: what is measured on a model."""
+
+from distillzoo.core import hookimpl
+from distillzoo.core.hookspecs import Register
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    here = __name__
+    register("right", f"{here}.right:Right")
+    register("rouge-l", f"{here}.rouge_l:RougeL")
+    register("forward-kl", f"{here}.divergence:ForwardKL")
+    register("reverse-kl", f"{here}.divergence:ReverseKL")

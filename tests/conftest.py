@@ -1,0 +1,35 @@
+"""Small worlds for the tests: logits, tiny random models and a word tokenizer."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distillzoo.core.registry import Registry, installed
+from tests.tiny import Tiny, make_tiny
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILLZOO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    return installed()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A saved teacher and student of a few thousand random weights with a word tokenizer."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"))

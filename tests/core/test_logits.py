@@ -1,0 +1,157 @@
+"""Dense and factored views: same values, same gradients, no [N, V] tensor."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from distillzoo.core import logits as logits_module
+from distillzoo.core.factored import Head
+from distillzoo.core.logits import DenseLogits, FactoredLogits, LogitView
+
+N, D, V = 7, 5, 11
+
+
+@pytest.fixture
+def parts() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return {
+        "hidden": make(N, D).requires_grad_(),
+        "weight": make(V + 3, D).requires_grad_(),  # three rows belong to no token
+        "bias": make(V + 3).requires_grad_(),
+    }
+
+
+def dense(parts: dict[str, Tensor], holes: Tensor | None = None, bias: bool = True) -> DenseLogits:
+    z = parts["hidden"] @ parts["weight"].T
+    return DenseLogits(z + parts["bias"] if bias else z, V, holes)
+
+
+def factored(parts: dict[str, Tensor], holes: Tensor | None = None, bias: bool = True) -> FactoredLogits:
+    return FactoredLogits(parts["hidden"], Head(parts["weight"], parts["bias"] if bias else None, V, holes))
+
+
+ACTIONS = torch.tensor([[0, 3, 10], [1, 2, 0], [4, 4, 9], [5, 0, 0], [10, 9, 8], [7, 7, 7], [2, 6, 1]])
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 1, 0]]).bool()
+
+
+def entropy(z: Tensor) -> Tensor:
+    return -(z.softmax(1) * z.log_softmax(1)).sum(1)
+
+
+OPERATIONS = {
+    "gather": lambda view: view.gather(ACTIONS).square().sum(1),
+    "gather masked": lambda view: view.gather(ACTIONS, MASK).square().sum(1),
+    "logsumexp": lambda view: view.logsumexp(),
+    "logsumexp of rows": lambda view: view.logsumexp(torch.tensor([4, 0, 4])).square(),
+    "rowwise": lambda view: view.rowwise(entropy),
+    "max": lambda view: view.max(),
+    "select": lambda view: view.select(ACTIONS[:, 0]),
+}
+
+
+@pytest.mark.parametrize("block", [1, 2 * V, 10**6], ids=["row by row", "two rows", "one block"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_dense_and_factored_agree_in_value_and_gradient(parts, name, bias, block, monkeypatch):
+    monkeypatch.setattr(logits_module, "BLOCK_ELEMENTS", block)
+    weights = torch.linspace(0.5, 2.0, 3 if name == "logsumexp of rows" else N, dtype=torch.float64)
+    leaves = [parts["hidden"], parts["weight"], *([parts["bias"]] if bias else [])]
+    results = []
+    for view in (dense(parts, bias=bias), factored(parts, bias=bias)):
+        value = OPERATIONS[name](view)
+        results.append((value.detach(), torch.autograd.grad((value * weights).sum(), leaves)))
+    (expected, expected_grads), (found, found_grads) = results
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for grad, wanted in zip(found_grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_gradcheck(parts, name):
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: OPERATIONS[name](factored({"hidden": h, "weight": w, "bias": b})), tuple(parts.values())
+    )
+
+
+@pytest.mark.parametrize("make", [dense, factored])
+def test_columns_without_a_token_are_never_picked(parts, make):
+    with torch.no_grad():
+        parts["weight"][4] *= 100  # a hole with huge logits
+        parts["weight"][V:] *= 100
+    view: LogitView = make(parts, torch.tensor([4]))
+    full = (parts["hidden"] @ parts["weight"].T + parts["bias"]).detach()[:, :V]
+    full[:, 4] = float("-inf")
+    torch.testing.assert_close(view.logsumexp().detach(), full.logsumexp(1))
+    assert view.argmax().tolist() == full.argmax(1).tolist()
+    assert not (view.top(V - 1, torch.arange(N))[1] == 4).any()
+    view.logsumexp().sum().backward()
+    assert parts["weight"].grad is not None
+    assert parts["weight"].grad[4].eq(0).all()
+    assert parts["weight"].grad[V:].eq(0).all()
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none(parts):
+    parts["weight"].requires_grad_(False)
+    parts["bias"].requires_grad_(False)
+    view = factored(parts)
+    (view.logsumexp() + view.rowwise(entropy) + view.gather(ACTIONS, MASK).sum(1)).sum().backward()
+    assert parts["weight"].grad is None
+    assert parts["hidden"].grad is not None
+
+
+def test_rowwise_gives_the_other_view_in_the_same_chunks(parts, monkeypatch):
+    monkeypatch.setattr(logits_module, "BLOCK_ELEMENTS", 2 * V)
+    other = dense({k: v.detach() * 2 for k, v in parts.items()})
+    both = lambda z, t: (z.softmax(1) * t).sum(1)  # noqa: E731
+    expected = both(dense(parts).logits, other.logits)
+    torch.testing.assert_close(factored(parts).rowwise(both, other), expected)
+    torch.testing.assert_close(dense(parts).rowwise(both, other), expected)
+
+
+def test_top_breaks_ties_by_the_lower_id_also_at_its_edge():
+    view = DenseLogits(torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0, 5.0, 5.0]]))
+    for k in range(1, 7):
+        _, tokens = view.top(k, torch.arange(2))
+        assert tokens[0].tolist() == [1, 2, 3, 4, 0, 5][:k]
+        assert tokens[1].tolist() == [0, 1, 2, 3, 4, 5][:k]
+
+
+def test_no_rows_at_all(parts):
+    empty = {**parts, "hidden": parts["hidden"][:0]}
+    for view in (dense(empty), factored(empty)):
+        assert view.logsumexp().shape == (0,)
+        assert view.argmax().shape == (0,)
+        assert view.rowwise(entropy).shape == (0,)
+        assert view.gather(ACTIONS[:0]).shape == (0, 3)
+
+
+class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+def test_nothing_of_shape_n_by_v_is_ever_built(monkeypatch):
+    n, d, v = 64, 4, 512
+    monkeypatch.setattr(logits_module, "BLOCK_ELEMENTS", 4 * v)
+    hidden, weight = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=True)
+    actions = torch.randint(v, (n, 6))
+    with _Largest() as largest:
+        view = FactoredLogits(hidden, Head(weight, None, v))
+        (view.logsumexp() + view.gather(actions).sum(1) + view.rowwise(entropy) + view.max()).sum().backward()
+    assert largest.numbers < n * v // 4
+
+
+def test_bfloat16_inputs_sum_in_float32():
+    hidden, weight = torch.randn(6, 32), torch.randn(400, 32)
+    exact = DenseLogits((hidden.bfloat16() @ weight.bfloat16().T).float())
+    view = FactoredLogits(hidden.bfloat16(), Head(weight.bfloat16(), None, 400))
+    assert view.logsumexp().dtype == torch.float32
+    torch.testing.assert_close(view.logsumexp(), exact.logsumexp(), rtol=1e-4, atol=1e-3)
