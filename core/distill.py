@@ -159,16 +159,8 @@ def _train(
     if world.config.wandb:
         _start_wandb(world.config, directory)
     start = time.perf_counter()
-    try:
-        with reporter.stage("training", total=world.config.train.max_steps):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if "No space left" not in str(error) and "failed writing file" not in str(error):
-            raise
-        raise UserError(
-            f"A checkpoint could not be written into '{directory.checkpoints}': {error}. Free some space and continue "
-            f"with --resume {directory.path}; whole checkpoints are kept."
-        ) from None
+    with reporter.stage("training", total=world.config.train.max_steps):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return time.perf_counter() - start, trainer
 
 
@@ -211,6 +203,7 @@ def training_arguments(world: World, directory: RunDirectory) -> TrainingArgumen
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
     )
 
 

@@ -37,7 +37,7 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self._progress = Progress(*columns, console=self.console, transient=True)
+        self._progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         try:
             with self._progress:
                 self._task = self._progress.add_task(title, total=total, note="")

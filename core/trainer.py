@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer
@@ -230,6 +231,15 @@ class DistillTrainer(Trainer):
             self._rows = 0
             self._sizes.clear()
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise UserError(
+                f"A checkpoint could not be written into '{self.args.output_dir}': {error}. Make room and go on with "
+                f"--resume {Path(str(self.args.output_dir)).parent}; the whole checkpoints before it are kept."
+            ) from None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the student as a model of its own, so that every checkpoint loads with ``from_pretrained``."""

@@ -20,6 +20,7 @@ from distillzoo.core.generation import Generator, KeptSamples
 from distillzoo.core.metric import Metric
 from distillzoo.core.models import (
     Backbone,
+    Vocabulary,
     backbone,
     fingerprint,
     load_model,
@@ -92,7 +93,9 @@ class World:
         return subset, objective, extraction, trajectories
 
     def load(self) -> None:
-        """Load both models and remember the student's weights as they are now, before the data are read."""
+        """Read the data, then load both models; what is wrong shows before anything slow begins."""
+        self._rows  # noqa: B018
+        self.vocabulary  # noqa: B018
         self.teacher_hash, self.student_hash_before  # noqa: B018
 
     @cached_property
@@ -112,17 +115,21 @@ class World:
         return self.tokenizers[1]
 
     @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return shared_vocabulary(*self.tokenizers)
+
+    @cached_property
     def teacher(self) -> Backbone:
         with self.reporter.stage("loading the teacher"):
             model = load_model(self.config.teacher, self.registry, self.dtype, self.device)
         model.requires_grad_(False).eval()
-        return backbone(model, shared_vocabulary(*self.tokenizers), "teacher")
+        return backbone(model, self.vocabulary, "teacher")
 
     @cached_property
     def student(self) -> Backbone:
         with self.reporter.stage("loading the student"):
             model = load_student(self._student_source, self.registry, self.config.teacher, self.device)
-        return backbone(model, shared_vocabulary(*self.tokenizers), "student")
+        return backbone(model, self.vocabulary, "student")
 
     @cached_property
     def teacher_hash(self) -> str:

@@ -1,5 +1,7 @@
 """``distillzoo generate``."""
 
+import sys
+
 import click
 
 from distillzoo.core.cli.evaluate import config_of
@@ -17,7 +19,7 @@ from distillzoo.core.registry import installed
 def generate(run: str, prompt: str, count: int, seed: int, device: str, sets: tuple[str, ...]) -> None:
     """Answer PROMPT with the student of RUN, a run directory, or with any model; - reads standard input."""
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     if not prompt.strip():
         raise UserError("The prompt is empty.")
     config = config_of(run, sets, {"seed": seed, "device": device})
@@ -26,10 +28,11 @@ def generate(run: str, prompt: str, count: int, seed: int, device: str, sets: tu
 
     silence_libraries()
     from distillzoo.core.data import Truncation
+    from distillzoo.core.trajectories import Sampler
     from distillzoo.core.world import World
 
     world = World(config, installed())
     (row,) = world.encoder.encode([{"instruction": prompt, "input": "", "output": ["-"]}], Truncation())
-    sampler = world.generator(world.student, config.evaluate.batch_size)
-    for completion in sampler([row.prompt] * count, world.decoding, seed):
+    sample: Sampler = world.generator(world.student, config.evaluate.batch_size)
+    for completion in sample([row.prompt] * count, world.decoding, seed):
         click.echo(world.encoder.text(completion.tokens))

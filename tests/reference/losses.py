@@ -1,4 +1,4 @@
-"""Slow references: loops over tokens in plain Python, written from the formulas and sharing no code with the program."""
+"""Slow references: loops over tokens in plain Python, written from the formulas, sharing no code with the program."""
 
 import math
 
