@@ -45,7 +45,8 @@ def explain(error: ValidationError, where: str, valid: Iterable[str] = ()) -> Us
         else:
             message = item["msg"].removeprefix("Value error, ")
             problems.append(f"'{field}' is {item['input']!r}: {message[:1].lower()}{message[1:]}")
-    return UserError("; ".join(problem.rstrip(".") for problem in problems) + ".")
+    text = "; ".join(problem.rstrip(".") for problem in problems)
+    return UserError(text if text.endswith("?") else f"{text}.")
 
 
 def cannot(action: str, path: Path, error: OSError) -> UserError:

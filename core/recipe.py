@@ -34,7 +34,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(read_yaml(path))
         except ValidationError as error:
-            raise explain(error, str(path), cls.model_fields) from None
+            raise UserError(f"Recipe '{path}': {explain(error, '', cls.model_fields)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -164,10 +164,7 @@ def test_teacher_samples_are_kept_and_reused(distillzoo, small):
 
 
 def test_a_pruned_student_and_a_plain_data_file(distillzoo, small):
-    at = small.index("--student")
-    result = distillzoo(
-        "run", "--algo", "kd", *without_n(small[:at] + ["--student", "prune:layers=2"] + small[at + 2 :])
-    )
+    result = distillzoo("run", "--algo", "kd", *without_n(small), "--student", "prune:layers=2")
     assert result.returncode == 0, result.stderr
     assert "rows are held out" in result.stderr.replace("\n", " ")
     assert "runs/kd-full-1" in result.stdout

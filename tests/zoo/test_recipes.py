@@ -33,5 +33,5 @@ def test_bd_iql_carries_a_support_term(registry):
 
 def test_a_wrong_recipe_is_explained(tmp_path):
     (tmp_path / "x.yaml").write_text("titel: x\n")
-    with pytest.raises(UserError, match="'titel' is not a known field. Did you mean 'title'"):
+    with pytest.raises(UserError, match=r"Recipe '.*x\.yaml'.*'titel' is not a known field\. Did you mean 'title'"):
         Recipe.read(tmp_path / "x.yaml")
