@@ -34,10 +34,11 @@ RESULT_SCHEMA: Final = 1
 LIBRARIES: Final = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
-def distil(config: RunConfig, registry: Registry, directory: RunDirectory, reporter: Reporter) -> dict[str, Any]:
+def distil(config: RunConfig, registry: Registry, directory: RunDirectory, reporter: Reporter) -> dict[str, Any] | None:
     """Train, evaluate and write the run directory; returns the content of ``result.json``.
 
-    A directory with checkpoints is continued from its last whole one.
+    A directory with checkpoints is continued from its last whole one. Of several processes the first evaluates and
+    writes; the others return None after the training.
 
     Raises:
         UserError: something in the configuration, data or models is wrong, or a file can't be written.
@@ -51,11 +52,13 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     trajectories = world.collect()
     _say_what_was_cut(world, reporter)
     scores: dict[str, Scores] = {}
-    if config.evaluate.before:
+    if config.evaluate.before and directory.writes:
         scores["teacher"] = _kept(directory, "teacher", lambda: world.evaluate(world.teacher, "the teacher", False))
         scores["before"] = _kept(directory, "before", lambda: world.evaluate(world.student, "the student before"))
     set_seed(config.seed)
     seconds, trainer = _train(world, trajectories, directory, reporter)
+    if not directory.writes:
+        return None
     scores["after"] = world.evaluate(world.student, "the student after")
     _write_model(world, directory)
     result = {
@@ -101,7 +104,8 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "git": git_revision(),
     }
     directory.write_json(directory.result, result)
-    write_report(directory, result, scores, world.valid_rows)
+    suite = world.suite
+    write_report(directory, result, scores, world.valid_rows, suite.right if suite and suite.checks else None)
     return result
 
 
@@ -161,6 +165,7 @@ def _train(
     start = time.perf_counter()
     with reporter.stage("training", total=world.config.train.max_steps):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.count_all_processes()
     return time.perf_counter() - start, trainer
 
 
@@ -177,7 +182,7 @@ def training_arguments(world: World, directory: RunDirectory) -> TrainingArgumen
             f"train.batch_size ({train.batch_size}) should be a multiple of train.device_batch_size times the "
             f"number of processes ({per_device} x {processes})."
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory.checkpoints),
         max_steps=train.max_steps,
         per_device_train_batch_size=per_device,
@@ -203,8 +208,12 @@ def training_arguments(world: World, directory: RunDirectory) -> TrainingArgumen
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
+        dataloader_pin_memory=world.device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
+    if arguments.n_gpu > 1:  # one process drives one GPU; nn.DataParallel would split a batch of transitions
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _start_wandb(config: RunConfig, directory: RunDirectory) -> None:

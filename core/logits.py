@@ -82,7 +82,7 @@ class LogitView(ABC):
 def _top(block: Float[Tensor, "M V"], k: int) -> tuple[Float[Tensor, "M k"], Int[Tensor, "M k"]]:
     k = min(k, block.shape[1])
     values, tokens = block.topk(min(k + 1, block.shape[1]), dim=1)
-    tied = values[:, k - 1] == values[:, -1] if values.shape[1] > k else torch.zeros(len(block), dtype=torch.bool)
+    tied = (values[:, k - 1] == values[:, -1]) & (values.shape[1] > k)
     tokens, order = tokens[:, :k].sort(dim=1)
     values, by_value = values[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
     tokens = tokens.gather(1, by_value)

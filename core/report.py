@@ -1,6 +1,6 @@
 """``report.html``: one self-contained page on a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,8 @@ from distillzoo.core.rundir import RunDirectory
 
 SAMPLES: Final = 12
 """Answers shown side by side."""
+
+MODEL_NAMES: Final = {"teacher": "teacher", "before": "student before", "after": "student after"}
 
 NOT_TERMS: Final = {
     *("step", "loss", "epoch", "grad_norm", "learning_rate", "value", "implied_reward"),
@@ -31,9 +33,16 @@ CHARTS: Final = (
 
 
 def write_report(
-    directory: RunDirectory, result: dict[str, Any], scores: dict[str, Scores], rows: Sequence[Row]
+    directory: RunDirectory,
+    result: dict[str, Any],
+    scores: dict[str, Scores],
+    rows: Sequence[Row],
+    right: Callable[[Row, str], bool] | None,
 ) -> None:
-    """Draw curves, table and sample answers of a finished run into ``report.html``."""
+    """Draw curves, table and sample answers of a finished run into ``report.html``.
+
+    ``right`` is the suite's checker, whose marks are shown beside the answers.
+    """
     history = list(directory.read_metrics())
     terms = tuple(sorted({name for row in history for name in row} - NOT_TERMS))
     charts = []
@@ -46,7 +55,14 @@ def write_report(
             "instruction": row["instruction"],
             "input": row.get("input", ""),
             "reference": row["output"][0],
-            "answers": [found.answers[i] for found in scores.values()],
+            "answers": [
+                {
+                    "model": MODEL_NAMES[name],
+                    "text": found.answers[i],
+                    "mark": "" if right is None else "✓" if right(row, found.answers[i]) else "✗",
+                }
+                for name, found in scores.items()
+            ],
         }
         for i, row in enumerate(rows[:SAMPLES])
     ]
@@ -55,15 +71,11 @@ def write_report(
         name=directory.path.name,
         result=result,
         table=score_table(result),
-        models=list(scores),
         charts=charts,
         samples=samples,
         config=directory.config.read_text(encoding="utf-8"),
     )
     directory.write_text(directory.report, page)
-
-
-MODEL_NAMES: Final = {"teacher": "teacher", "before": "student before", "after": "student after"}
 
 
 def score_table(result: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:

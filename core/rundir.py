@@ -15,6 +15,8 @@ class RunDirectory:
     """Paths of a run and how they are written."""
 
     path: Path
+    writes: bool = True
+    """False in all processes of a distributed run but the first."""
 
     @property
     def config(self) -> Path:
@@ -74,6 +76,11 @@ class RunDirectory:
         return directory
 
     @classmethod
+    def shared(cls, path: Path) -> "RunDirectory":
+        """The directory as a process sees it that only reads it, because another one writes."""
+        return cls(path.expanduser(), writes=False)
+
+    @classmethod
     def next_free(cls, stem: str) -> Path:
         """``runs/STEM-1``, or the first number that is free."""
         number = 1
@@ -83,6 +90,8 @@ class RunDirectory:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
+        if not self.writes:
+            return
         half = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +110,8 @@ class RunDirectory:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
+        if not self.writes:
+            return
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -174,7 +174,7 @@ class DistillTrainer(Trainer):
         self._rows = 0
         self._sizes: list[int] = []
         self.response_tokens = 0
-        """Response tokens that this process has trained on."""
+        """Response tokens trained on, by this process until ``count_all_processes``."""
 
     def compute_loss(
         self,
@@ -220,6 +220,11 @@ class DistillTrainer(Trainer):
         self.response_tokens += result.rows
         room = SIZES_KEPT - len(self._sizes)
         self._sizes.extend(result.sizes[:room].tolist())
+
+    def count_all_processes(self) -> None:
+        """Make ``response_tokens`` the count over all processes."""
+        local = torch.tensor(self.response_tokens, device=self.accelerator.device)
+        self.response_tokens = int(self.accelerator.reduce(local, "sum"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of all terms since the last row of the log."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import platformdirs
 import torch
+from accelerate import PartialState
 
 from distillzoo.core.config import RunConfig, build_part
 from distillzoo.core.data import Encoder, Row, Truncation, end_token, hold_out, load_rows
@@ -47,16 +48,26 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # the Trainer takes the current one
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]} Try auto or cpu.") from None
     return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The data type of the matrix products; ``auto`` is bfloat16 on a GPU that has it, else float32."""
+    """The data type of the matrix products; ``auto`` is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        UserError: float16 is asked for without a GPU.
+    """
+    if name == "float16" and device.type != "cuda":
+        raise UserError(f"dtype 'float16' needs a CUDA device, and this run is on {device.type}. Use auto or bfloat16.")
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     dtype: torch.dtype = getattr(torch, name)
@@ -94,7 +105,7 @@ class World:
 
     def load(self) -> None:
         """Read the data, then load both models; what is wrong shows before anything slow begins."""
-        self._rows  # noqa: B018
+        self._training, self._evaluation  # noqa: B018
         self.vocabulary  # noqa: B018
         self.teacher_hash, self.student_hash_before  # noqa: B018
 
@@ -150,28 +161,36 @@ class World:
         return Encoder(self.tokenizer, end_token(self.tokenizer), self.config.data)
 
     @cached_property
-    def _rows(self) -> tuple[list[Row], list[Row], Suite | None]:
+    def _training(self) -> tuple[list[Row], list[Row], Suite | None]:
+        """Training rows, the rows held out of them where no evaluation data are given, and their suite."""
         data = self.config.data
         assert data.train is not None, "resolve() fills the data in"
-        train, suite = load_rows(data.train, data, self.registry, "train")
+        rows, suite = load_rows(data.train, data, self.registry, "train")
+        if data.valid is not None:
+            return rows, [], suite
+        train, held = hold_out(rows, self.config.seed)
+        self.reporter.notice(f"{len(held):,} of {len(rows):,} rows are held out for evaluation")
+        return train, held, suite
+
+    @cached_property
+    def _evaluation(self) -> tuple[list[Row], Suite | None]:
+        """Evaluation rows and their suite; training data are not read where others are given."""
+        data = self.config.data
         if data.valid is None:
-            train, valid = hold_out(train, self.config.seed)
-            self.reporter.notice(f"{len(valid):,} of {len(train) + len(valid):,} rows are held out for evaluation")
-        else:
-            valid, suite = load_rows(data.valid, data, self.registry, "valid")
-        return train[: data.limit], valid[: self.config.evaluate.limit], suite
+            return self._training[1], self._training[2]
+        return load_rows(data.valid, data, self.registry, "valid")
 
     @property
     def train_rows(self) -> list[Row]:
-        return self._rows[0]
+        return self._training[0][: self.config.data.limit]
 
     @property
     def valid_rows(self) -> list[Row]:
-        return self._rows[1]
+        return self._evaluation[0][: self.config.evaluate.limit]
 
     @property
     def suite(self) -> Suite | None:
-        return self._rows[2]
+        return self._evaluation[1]
 
     @cached_property
     def truncation(self) -> Truncation:
@@ -198,7 +217,7 @@ class World:
         room = self.config.data.max_length - self.config.data.max_prompt_length
         return Generator(
             model=model.model,
-            stops=sorted({*stop_tokens(self.teacher.model, self.tokenizer), self.encoder.end}),
+            stops=sorted({*stop_tokens(model.model, self.tokenizer), self.encoder.end}),
             pad=self.tokenizer.pad_token_id,
             allowed=model.vocabulary.size,
             max_new_tokens=self.config.evaluate.max_new_tokens or room,
@@ -230,7 +249,10 @@ class World:
             student=lambda *args: self.generator(self.student, size)(*args),
             seed=self.config.seed,
         )
-        with self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"):
+        with (
+            self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"),
+            PartialState(cpu=self.device.type == "cpu").main_process_first(),  # one process samples, the others read
+        ):
             trajectories = self.parts[3].collect(sources)
         usable = [t for t in trajectories if t.response.tokens]
         if not usable:

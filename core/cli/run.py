@@ -1,5 +1,6 @@
 """``distillzoo run``."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def run(
         if given:
             raise UserError(f"--resume continues a run as it was configured; leave out {', '.join(given)}.")
         directory = RunDirectory.open(resume)
+        if not _first_process():
+            directory = RunDirectory.shared(resume)
         if directory.result.exists():
             raise UserError(f"The run in '{resume}' is finished: its result is in {directory.result}.")
         config = resolve(registry, file=directory.config)
@@ -99,12 +102,22 @@ def run(
                 f"distillzoo run --algo bd-iql --subset top-p."
             )
         config = resolve(registry, algo=algo, file=file, flags=flags_tree(flags), sets=sets)
-        directory = RunDirectory.create(config.output or RunDirectory.next_free(_stem(config)))
+        directory = _directory(config)
     _distil(config, directory, quiet, as_json)
 
 
-def _stem(config: RunConfig) -> str:
-    return f"{config.algo or config.objective.name}-{config.subset.name}"
+def _directory(config: RunConfig) -> RunDirectory:
+    """A new run directory, which the first of several processes makes and alone writes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and config.output is None:
+        raise UserError("Several processes work on one run: say where with --output.")
+    if config.output is not None and not _first_process():
+        return RunDirectory.shared(config.output)
+    stem = f"{config.algo or config.objective.name}-{config.subset.name}"
+    return RunDirectory.create(config.output or RunDirectory.next_free(stem))
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _distil(config: RunConfig, directory: RunDirectory, quiet: bool, as_json: bool) -> None:
@@ -114,7 +127,9 @@ def _distil(config: RunConfig, directory: RunDirectory, quiet: bool, as_json: bo
     from distillzoo.core.distill import distil
     from distillzoo.core.progress import Reporter
 
-    result = distil(config, installed(), directory, Reporter(quiet=quiet or as_json))
+    result = distil(config, installed(), directory, Reporter(quiet=quiet or as_json or not _first_process()))
+    if result is None:
+        return
     if as_json:
         print_json(result | {"directory": str(directory.path)})
     else:

@@ -1,6 +1,7 @@
 """``distillzoo show`` and ``distillzoo list``."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -62,8 +63,8 @@ def _kind(text: str) -> Kind:
 def _summary(registry: Registry, entry: Entry) -> str:
     if entry.kind == "recipe":
         return Recipe.read(Path(entry.target)).title
-    lines = (inspect.getdoc(registry.get(entry.kind, entry.name)) or "").splitlines()
-    return lines[0].rstrip(":") if lines else ""
+    paragraph = (inspect.getdoc(registry.get(entry.kind, entry.name)) or "").partition("\n\n")[0]
+    return re.split(r"(?<=[^.])[.:;](?:\s|$)", " ".join(paragraph.split()), maxsplit=1)[0]
 
 
 @click.command()
