@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,11 +14,12 @@ from distillzoo.core.recipe import Recipe, read_yaml
 from distillzoo.core.registry import PART_KINDS, Kind, Registry
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Column = Literal["instruction", "input", "output", "messages"]
 Tree = dict[str, Any]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class PartChoice(BaseModel):
@@ -46,7 +47,7 @@ class DataSource(_Section):
 
     train: str | None = Field(None, description="JSON lines file, datasets id (id:split), or suite (suite:split)")
     valid: str | None = Field(None, description="the same, for evaluation; without it a share of train is held out")
-    columns: dict[str, str] = Field(
+    columns: dict[Column, str] = Field(
         default_factory=dict, description="column of the data for each of instruction, input, output or messages"
     )
     template: Literal["auto", "chat", "alpaca"] = Field(
@@ -114,6 +115,10 @@ class RunConfig(_Section):
     wandb: bool = Field(False, description="log to Weights & Biases too (WANDB_MODE=offline works)")
 
 
+IDENTITY: Final[dict[str, str]] = dict.fromkeys(PART_KINDS, "name") | {"teacher": "model", "student": "model"}
+"""Sections whose other fields belong to what one field names."""
+
+
 def resolve(
     registry: Registry,
     *,
@@ -146,6 +151,7 @@ def resolve(
     except ValidationError as error:
         raise _locate(error) from None
     _fill_from_suite(config, registry)
+    _make_paths_absolute(config)
     for kind in PART_KINDS:
         choice: PartChoice = getattr(config, kind)
         part = registry.get(kind, choice.name).configure(kind, choice.params)
@@ -162,13 +168,16 @@ def build_part(registry: Registry, config: RunConfig, kind: Kind) -> Any:
 
 
 def merge(low: Tree, high: Mapping[str, Any]) -> Tree:
-    """``high`` over ``low``, section by section. A part that changes its name drops the old part's parameters."""
+    """``high`` over ``low``, section by section.
+
+    A part with another name drops the old part's parameters; another model drops the old one's revision and trust.
+    """
     tree = deepcopy(low)
     for key, value in high.items():
         old = tree.get(key)
         if not (isinstance(old, dict) and isinstance(value, Mapping)):
             tree[key] = deepcopy(dict(value) if isinstance(value, Mapping) else value)
-        elif key in PART_KINDS and value.get("name", old.get("name")) != old.get("name"):
+        elif key in IDENTITY and value.get(IDENTITY[key], old.get(IDENTITY[key])) != old.get(IDENTITY[key]):
             tree[key] = deepcopy(dict(value))
         else:
             tree[key] = merge(old, value)
@@ -240,7 +249,8 @@ def dump(config: RunConfig) -> str:
 
 def _model_of(tree: Tree) -> str | None:
     teacher = tree.get("teacher")
-    return teacher.get("model") if isinstance(teacher, dict) else None
+    model = teacher.get("model") if isinstance(teacher, dict) else None
+    return model if isinstance(model, str) else None
 
 
 def _fill_from_suite(config: RunConfig, registry: Registry) -> None:
@@ -260,6 +270,17 @@ def _fill_from_suite(config: RunConfig, registry: Registry) -> None:
             raise UserError("Training data are needed: pass --data with a JSON lines file or a datasets id.")
         config.data.train = suite
         config.data.valid = config.data.valid or suite
+
+
+def _make_paths_absolute(config: RunConfig) -> None:
+    """So that the resolved file works from any folder."""
+    for source in (config.teacher, config.student):
+        if source is not None and Path(source.model).expanduser().exists():
+            source.model = str(Path(source.model).expanduser().resolve())
+    for name in ("train", "valid"):
+        where = getattr(config.data, name)
+        if where is not None and Path(where).expanduser().is_file():
+            setattr(config.data, name, str(Path(where).expanduser().resolve()))
 
 
 def _locate(error: ValidationError) -> UserError:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from distillzoo.core.config import DataSource
+from jinja2 import TemplateError
+
+from distillzoo.core.config import Column, DataSource
 from distillzoo.core.errors import UserError, cannot, suggest
 from distillzoo.core.registry import Registry
 from distillzoo.core.suite import Suite
@@ -49,7 +51,7 @@ def load_rows(source: str, data: DataSource, registry: Registry, default_split: 
     return rows, None
 
 
-def _read_json_lines(path: Path, columns: dict[str, str]) -> list[Row]:
+def _read_json_lines(path: Path, columns: dict[Column, str]) -> list[Row]:
     rows = []
     try:
         with path.open(encoding="utf-8") as lines:
@@ -75,7 +77,7 @@ def _parse(line: str, where: str) -> Row:
     return value
 
 
-def _read_dataset(name: str, split: str, columns: dict[str, str]) -> list[Row]:
+def _read_dataset(name: str, split: str, columns: dict[Column, str]) -> list[Row]:
     import datasets
 
     try:
@@ -86,10 +88,15 @@ def _read_dataset(name: str, split: str, columns: dict[str, str]) -> list[Row]:
     return [_row(dict(row), columns, f"{name}:{split}, row {i}") for i, row in enumerate(table)]
 
 
-def _row(raw: Row, columns: dict[str, str], where: str) -> Row:
+def _row(raw: Row, columns: dict[Column, str], where: str) -> Row:
     """Check one row and bring it into the one form that the program uses."""
 
-    def column(field_name: str) -> Any:
+    def column(field_name: Column) -> Any:
+        if field_name in columns and columns[field_name] not in raw:
+            raise UserError(
+                f"{where}: data.columns.{field_name} is '{columns[field_name]}', which is no column."
+                f"{suggest(columns[field_name], raw)}"
+            )
         return raw.get(columns.get(field_name, field_name))
 
     messages = column("messages")
@@ -165,7 +172,11 @@ class Encoder:
         """The prompt as text, up to where the answer begins."""
         messages = row.get("messages") or [{"role": "user", "content": _user_text(row)}]
         if self.uses_chat_template:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            try:
+                return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            except TemplateError as error:
+                roles = ", ".join(m["role"] for m in messages)
+                raise UserError(f"The chat template refuses a prompt with the roles {roles}: {error}") from None
         if "messages" in row:
             return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages) + "\n\nassistant: "
         context = row.get("input", "")

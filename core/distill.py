@@ -46,9 +46,9 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     start = time.perf_counter()
     set_seed(config.seed)
     world = World(config, registry, reporter)
+    world.load()
     if not directory.config.exists():
         directory.write_text(directory.config, dump(config))
-    world.load()
     trajectories = world.collect()
     _say_what_was_cut(world, reporter)
     scores: dict[str, Scores] = {}
@@ -160,11 +160,14 @@ def _train(
     if checkpoint is not None:
         reporter.notice(f"continuing from {checkpoint}")
     directory.rewind_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
-    if world.config.wandb:
+    if world.config.wandb and directory.writes:
         _start_wandb(world.config, directory)
     start = time.perf_counter()
     with reporter.stage("training", total=world.config.train.max_steps):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= world.config.train.max_steps:
+            trainer.restore(checkpoint)  # train() would take one step more
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.count_all_processes()
     return time.perf_counter() - start, trainer
 
@@ -217,16 +220,17 @@ def training_arguments(world: World, directory: RunDirectory) -> TrainingArgumen
 
 
 def _start_wandb(config: RunConfig, directory: RunDirectory) -> None:
+    import wandb
+
     try:
-        import wandb
-    except ImportError:
-        raise UserError("--wandb needs the package wandb: pip install 'distillzoo[wandb]'.") from None
-    wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "distillzoo"),
-        name=directory.path.name,
-        dir=str(directory.path),
-        config=config.model_dump(mode="json"),
-    )
+        wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "distillzoo"),
+            name=directory.path.name,
+            dir=str(directory.path),
+            config=config.model_dump(mode="json"),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"Weights & Biases: {error} (WANDB_MODE=offline logs without an account.)") from None
 
 
 def _write_model(world: World, directory: RunDirectory) -> None:

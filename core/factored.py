@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 PAIR_ELEMENTS: Final = 1 << 21
 """Numbers of a gathered chunk ``[pairs, D]``: 8 MiB in float32, small enough for a processor's cache."""
 
+WIDE_PRODUCTS: Final = "out_dtype" in (torch.mm.__doc__ or "")
+"""Whether this torch multiplies low-precision matrices into float32 on a GPU (from 2.8 on)."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -47,13 +50,25 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, holes: Tensor | None) -> Tensor:
-    product = hidden @ weight.T
-    logits = product if product.dtype == torch.float64 else product.float()
+    logits = _product(hidden, weight)
     if bias is not None:
         logits = logits + bias
     if holes is not None and len(holes):
         logits.index_fill_(1, holes, float("-inf"))
     return logits
+
+
+def _product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """h W^T with sums, and results, in float32 at least.
+
+    A logit rounded to bfloat16 is off by up to 0.1 nats, and ``gather`` would not agree with ``logsumexp``.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round the result again
+        if hidden.dtype in (torch.float32, torch.float64):
+            return hidden @ weight.T
+        if hidden.is_cuda and WIDE_PRODUCTS:
+            return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return hidden.float() @ weight.float().T
 
 
 class _HeadFunction(torch.autograd.Function):

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from distillzoo.core.errors import cannot
 from distillzoo.core.extraction import Decoding
-from distillzoo.core.trajectories import Completion
+from distillzoo.core.trajectories import Completion, Sampler
 
 Progress = Callable[[int], None]
 """Called with the number of sequences that a batch finished."""
@@ -30,7 +30,7 @@ class Generator:
         model: the model to sample from.
         stops: ids that end a response.
         pad: id for padding; positions are told apart by the attention mask, so it may be one of the stops.
-        allowed: number of ids the tokenizer has; the model's further columns are never sampled.
+        suppressed: columns of the model that hold no token; they are never sampled.
         max_new_tokens: length limit of a response.
         batch_size: sequences a batch.
     """
@@ -38,7 +38,7 @@ class Generator:
     model: PreTrainedModel
     stops: Sequence[int]
     pad: int
-    allowed: int
+    suppressed: Sequence[int]
     max_new_tokens: int
     batch_size: int
     progress: Progress = lambda count: None
@@ -73,12 +73,11 @@ class Generator:
         sampling: dict[str, Any] = {"do_sample": False}
         if decoding.temperature > 0:
             sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-        columns = self.model.get_output_embeddings().weight.shape[0]
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             eos_token_id=list(self.stops),
             pad_token_id=self.pad,
-            suppress_tokens=list(range(self.allowed, columns)) or None,
+            suppress_tokens=list(self.suppressed) or None,
             **sampling,
         )
 
@@ -104,12 +103,12 @@ class KeptSamples:
     """A sampler whose results are kept on disk under a key made of everything that they depend on.
 
     Attributes:
-        sampler: builds the sampler; only called when something must be sampled.
+        sampler: samples what is not there yet.
         identity: what the samples depend on besides the arguments: model and tokenizer hashes, lengths, stops.
         folder: where the files lie.
     """
 
-    sampler: Callable[[], Generator]
+    sampler: Sampler
     identity: dict[str, Any]
     folder: Path
     notice: Callable[[str], None] = lambda text: None
@@ -117,12 +116,11 @@ class KeptSamples:
     def __call__(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
         key = self.key(prompts, decoding, seed)
         path = self.folder / f"{key[:32]}.parquet"
-        if path.exists():
+        kept = _read(path)
+        if kept is not None:
             self.notice(f"{len(prompts):,} samples read from {path}")
-            table = pq.read_table(path)
-            rows = zip(table["tokens"].to_pylist(), table["ended"].to_pylist(), strict=True)
-            return [Completion(tokens, ended) for tokens, ended in rows]
-        completions = self.sampler()(prompts, decoding, seed)
+            return kept
+        completions = self.sampler(prompts, decoding, seed)
         table = pa.table(
             {
                 "tokens": pa.array([c.tokens for c in completions], pa.list_(pa.int32())),
@@ -142,3 +140,13 @@ class KeptSamples:
         """sha256 of identity, decoding, seed and prompts."""
         facts = {**self.identity, "decoding": asdict(decoding), "seed": seed, "prompts": [list(p) for p in prompts]}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> list[Completion] | None:
+    """Samples of an earlier run; None if there are none, or the file is damaged, which makes them anew."""
+    try:
+        table = pq.read_table(path)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    rows = zip(table["tokens"].to_pylist(), table["ended"].to_pylist(), strict=True)
+    return [Completion(tokens, ended) for tokens, ended in rows]

@@ -72,9 +72,15 @@ class Backbone:
             return self.model(**inputs).logits[sequence, position]  # type: ignore[no-any-return]
         return self.model.base_model(**inputs).last_hidden_state[sequence, position]  # type: ignore[no-any-return]
 
-    def retarget(self, vocabulary: Vocabulary) -> "Backbone":
-        """The same model on another set of columns."""
-        return replace(self, vocabulary=vocabulary)
+    def narrowed(self, size: int) -> "Backbone":
+        """The same model on its first ``size`` columns."""
+        holes = self.vocabulary.holes
+        return replace(self, vocabulary=Vocabulary(size, None if holes is None else holes[holes < size]))
+
+    def columns_without_token(self) -> list[int]:
+        """Ids that the model could pick and no tokenizer has."""
+        holes = [] if self.vocabulary.holes is None else self.vocabulary.holes.tolist()
+        return [*holes, *range(self.vocabulary.size, self.model.get_output_embeddings().weight.shape[0])]
 
 
 def _arguments(model: nn.Module) -> Iterable[str]:
@@ -95,7 +101,7 @@ def load_tokenizer(source: ModelSource, registry: Registry) -> Any:
             trust_remote_code=source.trust_remote_code,
             **({"gguf_file": where.gguf} if where.gguf else {}),
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a broken file raises anything, from SafetensorError to a bare Exception
         raise _unloadable("tokenizer", source, error) from None
     end_token(tokenizer)
     if tokenizer.pad_token_id is None:
@@ -112,11 +118,22 @@ def load_model(source: ModelSource, registry: Registry, dtype: torch.dtype, devi
     where = _locate(source.model, registry)
     extra = {"gguf_file": where.gguf} if where.gguf else {"use_safetensors": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            where.path, dtype=dtype, revision=source.revision, trust_remote_code=source.trust_remote_code, **extra
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where.path,
+            dtype=dtype,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
+            **extra,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a broken file raises anything, from SafetensorError to a bare Exception
         raise _unloadable("model", source, error) from None
+    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if absent:
+        raise UserError(
+            f"The weights of '{source.model}' lack {len(absent)} tensors of its architecture, for example {absent[0]}; "
+            f"they would be random. Is it a causal language model, and the whole of it?"
+        )
     return model.to(device)
 
 
@@ -137,6 +154,10 @@ def backbone(model: PreTrainedModel, vocabulary: Vocabulary, name: str) -> Backb
     and a warning says so.
     """
     head = model.get_output_embeddings()
+    rows = head.weight.shape[0]
+    if rows < vocabulary.size:  # a token was added to the tokenizer and not to the model
+        holes = vocabulary.holes
+        vocabulary = Vocabulary(rows, None if holes is None else holes[holes < rows])
     if isinstance(head, nn.Linear) and _head_explains(model, head):
         return Backbone(model, head, vocabulary)
     log.warning(
@@ -158,7 +179,7 @@ def _head_explains(model: PreTrainedModel, head: nn.Linear) -> bool:
     if hidden is None or hidden.shape[-1] != head.weight.shape[1]:
         return False
     plain = head(hidden)
-    tolerance = 1e-4 if logits.dtype == torch.float32 else 3e-2
+    tolerance = 1e-4 if logits.dtype == torch.float32 else 5e-3
     return plain.shape == logits.shape and bool(
         (plain.float() - logits.float()).abs().max() <= tolerance * logits.float().abs().max()
     )
@@ -210,7 +231,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -104,7 +104,12 @@ class Registry:
             except Exception as error:  # a stranger's import may raise anything, and must not take the program down
                 registry.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}"))
                 continue
-            registry.add(plugin, distribution, version)
+            try:
+                registry.add(plugin, distribution, version)
+            except PluginError:
+                raise
+            except Exception as error:  # the same for what its hooks do
+                registry.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}"))
         return registry
 
     def add(self, plugin: object, distribution: str, version: str) -> None:

@@ -88,6 +88,11 @@ class RunDirectory:
             number += 1
         return Path("runs") / f"{stem}-{number}"
 
+    def remove_if_empty(self) -> None:
+        """Leave nothing of a run that was refused before it began."""
+        if self.writes and self.path.exists() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
         if not self.writes:

@@ -20,10 +20,12 @@ class Subset:
         mask: ``[N, K]``, true where ``actions`` holds a token of the set; never empty in a row.
         logprobs: ``[N, K]`` teacher's log-probabilities over the whole vocabulary, in nats; 0 where masked.
         mass: ``[N]`` teacher probability of the set.
+        added: ``[N]``, where the taken action was added because the set missed it; none if nothing was.
         full: whether every set is the whole vocabulary, so that a reduction over the set is one over the vocabulary.
     """
 
     full: bool = False
+    added: Bool[Tensor, "N"] | None = None
 
     def __init__(
         self,
@@ -31,8 +33,10 @@ class Subset:
         mask: Bool[Tensor, "N K"],
         logprobs: Float[Tensor, "N K"],
         mass: Float[Tensor, "N"],
+        added: Bool[Tensor, "N"] | None = None,
     ) -> None:
         self._actions, self._mask, self._logprobs, self._mass = actions, mask, logprobs, mass
+        self.added = added
 
     @property
     def actions(self) -> Int[Tensor, "N K"]:
@@ -163,4 +167,5 @@ class ActionSubset(Part):
         width = int(grown.sum(1).max()) if len(grown) else 0
         order = order[:, :width]
         mass = subset.mass + torch.where(missing, logprob.exp(), 0.0)
-        return Subset(actions.gather(1, order), grown.gather(1, order), logprobs.gather(1, order), mass.clamp(max=1.0))
+        actions, grown, logprobs = (table.gather(1, order) for table in (actions, grown, logprobs))
+        return Subset(actions, grown, logprobs, mass.clamp(max=1.0), added=missing)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState
 
 from distillzoo.core.errors import UserError
 from distillzoo.core.extraction import PolicyExtraction
@@ -145,7 +145,7 @@ class Distillation(nn.Module):
             "value": td.value,
             "subset_size": td.subset.size.float(),
             "teacher_mass": td.subset.mass,
-            "action_inside": td.inside,
+            "action_inside": td.inside if td.subset.added is None else td.inside * ~td.subset.added,
             "student_mass": inside.exp().mean().expand(len(td.transitions)),
         }
 
@@ -220,6 +220,11 @@ class DistillTrainer(Trainer):
         self.response_tokens += result.rows
         room = SIZES_KEPT - len(self._sizes)
         self._sizes.extend(result.sizes[:room].tolist())
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights and state of a checkpoint, for a run whose training had ended when it was cut off."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def count_all_processes(self) -> None:
         """Make ``response_tokens`` the count over all processes."""

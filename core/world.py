@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import platformdirs
 import torch
@@ -39,6 +43,12 @@ from distillzoo.core.subset import ActionSubset
 from distillzoo.core.suite import Suite
 from distillzoo.core.trajectories import PromptRow, Sources, Trajectory, TrajectorySource
 
+HOLD_OUT_SEED: Final = 0
+"""The held-out rows don't depend on the run's seed: another seed must not evaluate on rows that were trained on."""
+
+LOAD_TIMEOUT: Final = timedelta(hours=12)
+"""How long the other processes wait while the first samples and evaluates."""
+
 
 def pick_device(name: str) -> torch.device:
     """The device of a run; ``auto`` takes a GPU where there is one.
@@ -46,16 +56,22 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: the name is unknown or this machine has no such device.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    number = re.fullmatch(r"cuda:(\d+)", name)
     try:
+        if number is not None and "LOCAL_RANK" not in os.environ:
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            # one process drives one GPU and the Trainer takes cuda:0, so the others are hidden before CUDA starts
+            os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(number[1])] if seen != [""] else number[1]
+            name = "cuda"
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cuda":
+            name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         device = torch.device(name)
         torch.zeros(1, device=device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # the Trainer takes the current one
-    except (RuntimeError, AssertionError) as error:
+    except IndexError:
+        raise UserError(f"device '{name}': CUDA_VISIBLE_DEVICES shows {len(seen)} devices.") from None
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]} Try auto or cpu.") from None
     return device
 
@@ -77,6 +93,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def cache_folder() -> Path:
     """Where samples are kept between runs: ``DISTILLZOO_CACHE``, else the user's cache folder."""
     return Path(os.environ.get("DISTILLZOO_CACHE") or platformdirs.user_cache_dir("distillzoo"))
+
+
+@contextmanager
+def _one_first(device: torch.device) -> Iterator[None]:
+    """Of several processes the first goes ahead and samples; the others then read what it kept."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    with PartialState(cpu=device.type == "cpu", timeout=LOAD_TIMEOUT).main_process_first():
+        yield
 
 
 @dataclass
@@ -107,7 +133,9 @@ class World:
         """Read the data, then load both models; what is wrong shows before anything slow begins."""
         self._training, self._evaluation  # noqa: B018
         self.vocabulary  # noqa: B018
-        self.teacher_hash, self.student_hash_before  # noqa: B018
+        size = min(self.teacher.vocabulary.size, self.student.vocabulary.size)
+        self.teacher, self.student = self.teacher.narrowed(size), self.student.narrowed(size)
+        self.teacher_hash, self.student_hash_before, self.data_hash  # noqa: B018
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -153,7 +181,7 @@ class World:
     @cached_property
     def data_hash(self) -> str:
         """sha256 over the training and evaluation rows."""
-        text = json.dumps([self.train_rows, self.valid_rows], sort_keys=True)
+        text = json.dumps([self.train_rows, self.valid_rows], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -168,7 +196,7 @@ class World:
         rows, suite = load_rows(data.train, data, self.registry, "train")
         if data.valid is not None:
             return rows, [], suite
-        train, held = hold_out(rows, self.config.seed)
+        train, held = hold_out(rows, HOLD_OUT_SEED)
         self.reporter.notice(f"{len(held):,} of {len(rows):,} rows are held out for evaluation")
         return train, held, suite
 
@@ -219,7 +247,7 @@ class World:
             model=model.model,
             stops=sorted({*stop_tokens(model.model, self.tokenizer), self.encoder.end}),
             pad=self.tokenizer.pad_token_id,
-            allowed=model.vocabulary.size,
+            suppressed=model.columns_without_token(),
             max_new_tokens=self.config.evaluate.max_new_tokens or room,
             batch_size=batch_size,
             progress=self.reporter.advance,
@@ -227,15 +255,17 @@ class World:
 
     def collect(self) -> list[Trajectory]:
         """The trajectories of the configured source."""
-        size = self.config.evaluate.batch_size * 4
+        size = self.config.evaluate.batch_size
+        sampler = self.generator(self.teacher, size)
         teacher = KeptSamples(
-            lambda: self.generator(self.teacher, size),
+            sampler,
             {
                 "teacher": self.teacher_hash,
+                "teacher_config": self.teacher.model.config.to_json_string(),
                 "tokenizer": tokenizer_hash(self.tokenizer),
-                "max_new_tokens": self.config.evaluate.max_new_tokens,
-                "max_length": self.config.data.max_length,
-                "max_prompt_length": self.config.data.max_prompt_length,
+                "max_new_tokens": sampler.max_new_tokens,
+                "stops": list(sampler.stops),
+                "suppressed": list(sampler.suppressed),
                 "dtype": str(self.dtype),
                 "device": self.device.type,
                 "batch_size": size,
@@ -249,10 +279,7 @@ class World:
             student=lambda *args: self.generator(self.student, size)(*args),
             seed=self.config.seed,
         )
-        with (
-            self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"),
-            PartialState(cpu=self.device.type == "cpu").main_process_first(),  # one process samples, the others read
-        ):
+        with self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"), _one_first(self.device):
             trajectories = self.parts[3].collect(sources)
         usable = [t for t in trajectories if t.response.tokens]
         if not usable:

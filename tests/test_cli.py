@@ -107,6 +107,51 @@ def test_a_run_from_the_command_line_writes_its_directory(distillzoo, small, tmp
     assert json.loads(scores.stdout)["metrics"]["forward-kl"] == pytest.approx(found["scores"]["after"]["forward-kl"])
 
 
+def test_a_bare_model_can_be_evaluated_and_sampled(distillzoo, tiny):
+    answer = distillzoo("generate", tiny.student, "w1 w2")
+    assert answer.returncode == 0, answer.stderr
+    scores = distillzoo("evaluate", tiny.student, "--data", tiny.data, "--limit", "3", "--json")
+    assert scores.returncode == 0, scores.stderr
+    assert json.loads(scores.stdout)["metrics"]["forward-kl"] is None
+    both = distillzoo(
+        "evaluate", tiny.student, "--data", tiny.data, "--limit", "3", "--teacher", tiny.teacher, "--json"
+    )
+    assert json.loads(both.stdout)["metrics"]["forward-kl"] > 0
+    refused(distillzoo("evaluate", tiny.student), "pass --data")
+
+
+def test_two_processes_share_a_run(distillzoo, small, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+         "distillzoo.core.cli.main", "run", "--algo", "bd-iql", *small, "--output", "out"],
+        cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("student after") == 1
+    assert distillzoo("run", "--algo", "bd-iql", *small, "--output", "alone", "-q").returncode == 0
+    found, alone = (json.loads((tmp_path / d / "result.json").read_text()) for d in ("out", "alone"))
+    assert found["training"]["response_tokens"] > 0
+    assert found["scores"]["after"]["forward-kl"] < found["scores"]["before"]["forward-kl"]
+    assert found["scores"]["before"] == alone["scores"]["before"]
+
+
+def test_resuming_after_the_last_step_trains_no_further(distillzoo, small, tmp_path):
+    assert distillzoo("run", "--algo", "kd", *without_n(small), "--output", "out", "-q").returncode == 0
+    first = json.loads((tmp_path / "out" / "result.json").read_text())
+    (tmp_path / "out" / "result.json").unlink()  # as if killed in the last evaluation
+    assert distillzoo("run", "--resume", "out", "-q").returncode == 0
+    second = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert second["hashes"] == first["hashes"]
+    assert second["training"]["steps"] == first["training"]["steps"] == 6
+
+
+def test_a_refused_run_leaves_no_directory(distillzoo, small, tmp_path):
+    refused(
+        distillzoo("run", "--algo", "kd", *without_n(small), "--data", "typo.jsonl", "--output", "out"), "typo.jsonl"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_resolved_file_repeats_the_run(distillzoo, small, tmp_path):
     assert distillzoo("run", "--algo", "bc", "--output", "one", "-q", *without_n(small)).returncode == 0
     again = distillzoo("run", "--config", "one/config.yaml", "--output", "two", "--json")

@@ -10,6 +10,9 @@ from distillzoo.core.errors import UserError
 from distillzoo.core.registry import installed
 from distillzoo.core.rundir import RunDirectory
 
+UNUSED = "none"
+"""Stands for data that a command does not read."""
+
 
 def config_of(target: str, sets: tuple[str, ...], flags: dict[str, Any]) -> RunConfig:
     """The configuration to evaluate or sample with: a run's own with its trained model as the student, or a model's.
@@ -26,13 +29,15 @@ def config_of(target: str, sets: tuple[str, ...], flags: dict[str, Any]) -> RunC
         flags = flags | {"student": {"model": str(directory.model)}}
         return resolve(registry, file=directory.config, flags=flags, sets=sets)
     parts = {"subset": {"name": "full"}, "objective": {"name": "nll"}}
-    return resolve(registry, flags={**parts, **flags, "student": {"model": target}}, sets=sets)
+    models = {"student": {"model": target}, "teacher": flags.get("teacher", {"model": target})}
+    data = {} if target.partition(":")[0] in registry.names("suite") else {"data": flags.get("data", {"train": UNUSED})}
+    return resolve(registry, flags={**parts, **data, **flags, **models}, sets=sets)
 
 
 @click.command()
 @click.argument("run")
 @click.option("--data", metavar="DATA", help="JSON lines file, datasets id, or a suite's split, as in micro:test.")
-@click.option("--teacher", metavar="MODEL", help="Teacher to compare with.  [default: the run's, or micro]")
+@click.option("--teacher", metavar="MODEL", help="Teacher to compare with.  [default: the run's; none for a model]")
 @click.option("--limit", type=int, help="Evaluate on the first so many rows.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
@@ -60,6 +65,8 @@ def evaluate(
         flags["evaluate"] = {"limit": limit}
     flags |= {k: v for k, v in (("seed", seed), ("device", device)) if v is not None}
     config = config_of(run, sets, flags)
+    if config.data.train == UNUSED:
+        raise UserError("Evaluation data are needed: pass --data with a JSON lines file or a datasets id.")
 
     from distillzoo.core.cli.output import print_json, print_scores, silence_libraries
 
@@ -68,7 +75,8 @@ def evaluate(
     from distillzoo.core.world import World
 
     world = World(config, installed(), Reporter(quiet=quiet or as_json))
-    scores = world.evaluate(world.student, "the student")
+    compared = (Path(run).expanduser() / "config.yaml").exists() or teacher is not None
+    scores = world.evaluate(world.student, "the student", against_teacher=compared)
     directions = {name: metric.direction for name, metric in world.metrics.items()}
     if as_json:
         print_json({"rows": len(world.valid_rows), "decoding": vars(world.decoding), **scores.to_json()})

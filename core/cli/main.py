@@ -78,6 +78,15 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        click.echo(
+            f"Error: {str(error).splitlines()[0]} Lower train.device_batch_size, data.max_length or "
+            f"evaluate.batch_size.",
+            err=True,
+        )
+        sys.exit(2)
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:

@@ -1,5 +1,6 @@
 """``distillzoo run``."""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def run(
     """
     registry = installed()
     if resume is not None:
-        given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value]
+        given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value not in (None, False)]
         given += [name for name, value in (("--algo", algo), ("--config", file), ("--set", sets)) if value]
         if given:
             raise UserError(f"--resume continues a run as it was configured; leave out {', '.join(given)}.")
@@ -123,11 +124,19 @@ def _first_process() -> bool:
 def _distil(config: RunConfig, directory: RunDirectory, quiet: bool, as_json: bool) -> None:
     from distillzoo.core.cli.output import print_json, print_result, silence_libraries
 
+    if any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
+        raise UserError("FSDP and DeepSpeed are not supported yet: use one process, or several with plain DDP.")
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("--wandb needs the package wandb: pip install 'distillzoo[wandb]'.")
     silence_libraries()
     from distillzoo.core.distill import distil
     from distillzoo.core.progress import Reporter
 
-    result = distil(config, installed(), directory, Reporter(quiet=quiet or as_json or not _first_process()))
+    try:
+        result = distil(config, installed(), directory, Reporter(quiet=quiet or as_json or not _first_process()))
+    except UserError:
+        directory.remove_if_empty()
+        raise
     if result is None:
         return
     if as_json:

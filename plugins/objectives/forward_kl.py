@@ -1,7 +1,7 @@
 """KL(teacher || student)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from distillzoo.core.objective import LossTerms, Objective, TDBatch, term
 from distillzoo.core.subset import ActionSubset, Subset
+
+FLOOR: Final = 64
+"""Least mass outside the subset, in units of the data type's precision, below which 1 - mass is noise."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,12 @@ class ForwardKL(Objective):
             teacher = subset.logprobs - subset.mass.log()[:, None]
             return _expectation(subset, teacher, td.q.values - td.q.logsumexp()[:, None])
         inside = _expectation(subset, subset.logprobs, td.q.values - td.student.logsumexp()[:, None])
-        outside = (td.q.logsumexp() - td.student.logsumexp()).clamp(max=-torch.finfo(inside.dtype).eps)
+        log_mass = td.q.logsumexp() - td.student.logsumexp()
+        # a floor on the mass outside, in value only: the gradient must go on pulling the mass back there
+        floor = -FLOOR * torch.finfo(inside.dtype).eps
+        log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()
         rest = torch.where(subset.size < td.student.size, 1.0 - subset.mass, 0.0).clamp(min=0.0)
-        tail = torch.xlogy(rest, rest) - rest * torch.log(-torch.expm1(outside))
+        tail = torch.xlogy(rest, rest) - rest * torch.log(-torch.expm1(log_mass))
         return inside + torch.where(rest > 0, tail, 0.0)
 
 

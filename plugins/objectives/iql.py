@@ -58,7 +58,7 @@ class IQL(Objective):
     divergence: Literal["chi2", "none"] = Field("chi2", description="regulariser of the implied reward")
     gauge: Literal["raw", "max", "subset-max"] = Field("max", description="constant subtracted from Q in each state")
     q_min: float | None = Field(
-        -10.0, description="floor of Q in chi-squared, below the gauge's maximum; unused with raw, which has no level"
+        -10.0, description="floor of Q in chi-squared, below the gauge's maximum; null for none, and unused with raw"
     )
 
     def terms(self, td: TDBatch) -> IQLTerms:

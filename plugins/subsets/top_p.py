@@ -38,7 +38,7 @@ class TopP(ActionSubset):
     paper: ClassVar[str] = "arXiv:2505.20335"
 
     p: float = Field(0.8, gt=0, le=1, description="teacher mass that a set must reach")
-    k_max: int | None = Field(None, ge=1, description="largest set; none for no limit")
+    k_max: int | None = Field(None, ge=1, description="largest set; null for no limit")
 
     def select(self, teacher: LogitView) -> Subset:
         with torch.no_grad():

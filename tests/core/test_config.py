@@ -43,7 +43,7 @@ def test_the_resolved_tree_resolves_to_itself(registry, tmp_path, algo):
 def test_the_resolved_tree_says_every_default(registry):
     tree = yaml.safe_load(dump(resolve(registry, algo="bd-iql")))
     assert tree["objective"]["gamma"] == 0.99
-    assert tree["evaluate"]["batch_size"] == 64
+    assert tree["evaluate"]["metrics"] == ["right", "rouge-l", "forward-kl", "reverse-kl"]
     assert "output" not in tree
 
 
@@ -51,6 +51,19 @@ def test_numbers_that_yaml_takes_for_text():
     assert assignments(("train.lr=1e-3", "train.max_steps=5", "a.b=null", "a.c=[x, y]")) == {
         "train": {"lr": 0.001, "max_steps": 5}, "a": {"b": None, "c": ["x", "y"]},
     }  # fmt: skip
+
+
+def test_another_model_drops_the_old_ones_revision_and_trust():
+    low = {"teacher": {"model": "a", "revision": "v1", "trust_remote_code": True}}
+    assert merge(low, {"teacher": {"model": "b"}}) == {"teacher": {"model": "b"}}
+    assert merge(low, {"teacher": {"model": "a"}}) == low
+
+
+def test_local_paths_become_absolute(registry, tmp_path, monkeypatch):
+    (tmp_path / "d.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    config = resolve(registry, algo="bd-iql", flags={"data": {"train": "d.jsonl"}})
+    assert config.data.train == str(tmp_path / "d.jsonl")
 
 
 def test_merge_leaves_its_arguments_alone():

@@ -83,6 +83,12 @@ def test_messages_and_other_column_names(registry, tmp_path):
     assert first.prompt == second.prompt
 
 
+def test_a_column_that_is_not_there_is_an_error(registry, tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"instruction": "w5", "context": "w6", "output": "w7"}\n')
+    with pytest.raises(UserError, match=r"data\.columns\.input is 'contxt', which is no column\..*'context'"):
+        load_rows(str(tmp_path / "d.jsonl"), DataSource(columns={"input": "contxt"}), registry, "train")
+
+
 def test_a_suite_is_data_by_name_and_split(registry):
     rows, suite = load_rows("micro:test", DataSource(), registry, "train")
     assert suite is not None

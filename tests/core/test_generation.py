@@ -12,7 +12,7 @@ PROMPTS = [[1, 5], [1, 6, 7, 8], [1, 9, 9], [1, 4]]
 
 
 def generator(model=None, **changes) -> Generator:
-    settings = {"stops": [2], "pad": 2, "allowed": VOCABULARY, "max_new_tokens": 6, "batch_size": 4}
+    settings = {"stops": [2], "pad": 2, "suppressed": [], "max_new_tokens": 6, "batch_size": 4}
     return Generator(model=model or tiny_model(), **{**settings, **changes})
 
 
@@ -50,7 +50,9 @@ def test_columns_without_a_token_are_never_sampled():
     model = tiny_model(rows=VOCABULARY + 8)
     with torch.no_grad():
         model.lm_head.weight[VOCABULARY:] *= 20
-    found = generator(model)([[1, 5]] * 40, Decoding(temperature=2.0), seed=0)
+    found = generator(model, suppressed=range(VOCABULARY, VOCABULARY + 8))(
+        [[1, 5]] * 40, Decoding(temperature=2.0), seed=0
+    )
     assert max(token for c in found for token in c.tokens) < VOCABULARY
 
 
@@ -67,11 +69,11 @@ def test_samples_follow_the_models_distribution():
 def keeper(tmp_path):
     calls = []
 
-    def build():
+    def sample(*arguments):
         calls.append(1)
-        return generator()
+        return generator()(*arguments)
 
-    return calls, lambda **identity: KeptSamples(build, {"teacher": "a", **identity}, tmp_path)
+    return calls, lambda **identity: KeptSamples(sample, {"teacher": "a", **identity}, tmp_path)
 
 
 def test_samples_are_made_once(keeper):
@@ -80,6 +82,15 @@ def test_samples_are_made_once(keeper):
     assert make()(PROMPTS, Decoding(), 0) == first
     assert len(calls) == 1
     assert all(isinstance(c, Completion) for c in first)
+
+
+def test_a_damaged_file_is_made_anew(keeper, tmp_path):
+    calls, make = keeper
+    first = make()(PROMPTS, Decoding(), 0)
+    (file,) = tmp_path.glob("*.parquet")
+    file.write_bytes(file.read_bytes()[:50])
+    assert make()(PROMPTS, Decoding(), 0) == first
+    assert len(calls) == 2
 
 
 def test_anything_that_changes_the_samples_makes_new_ones(keeper):

@@ -152,6 +152,27 @@ def test_pickled_weights_are_not_loaded(registry, tmp_path):
         load_model(ModelSource(model=str(tmp_path)), registry, torch.float32, torch.device("cpu"))
 
 
+def test_a_model_with_missing_weights_is_not_filled_at_random(registry, tmp_path):
+    model = tiny_model(tie_word_embeddings=False)
+    model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if "lm_head" not in k})
+    with pytest.raises(UserError, match=r"lack 1 tensors.*lm_head"):
+        load_model(ModelSource(model=str(tmp_path)), registry, torch.float32, torch.device("cpu"))
+
+
+def test_truncated_weights_are_explained(registry, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(ModelSource(model=str(tmp_path)), registry, torch.float32, torch.device("cpu"))
+
+
+def test_a_token_that_the_model_has_no_row_for_is_left_out():
+    found = backbone(tiny_model(rows=VOCABULARY), Vocabulary(VOCABULARY + 1, None), "student")
+    assert found.vocabulary.size == VOCABULARY
+    assert found.narrowed(20).columns_without_token() == list(range(20, VOCABULARY))
+
+
 def test_a_fingerprint_sees_one_changed_weight():
     model = tiny_model()
     before = fingerprint(model)

@@ -17,7 +17,7 @@ from distillzoo.plugins.objectives.nll import NLL
 from distillzoo.plugins.subsets.full import Full
 from distillzoo.plugins.subsets.top_k import TopK
 from distillzoo.plugins.subsets.top_p import TopP
-from tests.plugins.worlds import ENDED, LENGTHS, V, World, make_world
+from tests.plugins.worlds import ENDED, LENGTHS, V, World, chain, make_world
 from tests.reference.losses import iql_loss, kl, nucleus, softmax
 
 SUBSETS = [Full(), TopP(p=0.6), TopP(p=0.6, include_action=True), TopK(k=3)]
@@ -86,8 +86,6 @@ def test_iql_chi_squared_by_hand():
     world.hidden = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
     world.weight = torch.eye(2, dtype=torch.float64)
     world.teacher = torch.zeros(1, 2, dtype=torch.float64)
-    from tests.plugins.worlds import chain
-
     world.transitions = chain((1,), (True,), torch.tensor([0]))
     td = world.td(Full(), Softmax())
     clone = math.log(4 / 3)
@@ -199,6 +197,20 @@ def test_finite_at_one_hot_teachers_and_students(world, objective, subset, spike
     assert torch.isfinite(value)
     assert world.hidden.grad is not None
     assert torch.isfinite(world.hidden.grad).all()
+
+
+def test_the_bucket_pulls_mass_back_outside_also_below_its_floor():
+    """Teacher (0.9, 0.1), student all on the first token: the gradient must raise the second logit."""
+    world = make_world()
+    world.teacher = torch.tensor([[0.9, 0.1]]).log()
+    world.hidden = torch.tensor([[30.0, 0.0]], requires_grad=True)
+    world.weight = torch.eye(2)
+    world.transitions = chain((1,), (True,), torch.tensor([0]))
+    value = ForwardKL(tail="bucket").terms(world.td(TopK(k=1), Softmax())).forward_kl
+    value.sum().backward()
+    assert world.hidden.grad is not None
+    assert value.item() > 0.5
+    assert world.hidden.grad[0, 1] < 0
 
 
 def test_the_support_term_is_the_log_of_the_students_mass(world):
