@@ -4,7 +4,7 @@ Every hook receives ``register(name, target)``. ``target`` is a class, or better
 imported only when the part is used. A name taken twice is an error that names both distributions.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import pluggy
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("distillzoo")
 
 
+@runtime_checkable
 class Register(Protocol):
     """Callback that enters one part under its name."""
 

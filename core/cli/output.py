@@ -19,6 +19,7 @@ from distillzoo.core.rundir import RunDirectory
 def silence_libraries() -> None:
     """Keep the libraries' own bars and chatter off the screen; our warnings stay. Call before importing them."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|accelerate)\b")
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
