@@ -8,7 +8,14 @@ import torch
 from distillzoo.core.config import ModelSource
 from distillzoo.core.errors import UserError
 from distillzoo.core.logits import DenseLogits, FactoredLogits
-from distillzoo.core.models import Vocabulary, backbone, fingerprint, load_model, load_student, shared_vocabulary
+from distillzoo.core.models import (
+    Vocabulary,
+    backbone,
+    fingerprint,
+    load_model,
+    load_student,
+    shared_vocabulary,
+)
 from distillzoo.core.prune import kept_layers, prune
 from tests.tiny import VOCABULARY, tiny_model, word_tokenizer
 
@@ -180,3 +187,45 @@ def test_a_fingerprint_sees_one_changed_weight():
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
     assert fingerprint(model) != before
+
+
+def write_gguf(path, tokenizer, model) -> None:
+    """A float32 GGUF file of a tiny Llama model, with the key names and the query-key order of that format."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    words = [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    writer.add_token_list(words)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(words) - 3))
+    writer.add_token_merges([])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads, (rows, columns) = config.num_attention_heads, tensor.shape
+            tensor = tensor.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+        writer.add_tensor(names.get_name(name, (".weight",)), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_the_model_that_was_written(registry, tmp_path):
+    model = tiny_model("llama", 2, hidden_size=32, tie_word_embeddings=False)
+    write_gguf(tmp_path / "tiny.gguf", word_tokenizer(), model)
+    source = ModelSource(model=str(tmp_path / "tiny.gguf"))
+    loaded = load_model(source, registry, torch.float32, torch.device("cpu"))
+    torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-3, atol=1e-3)
