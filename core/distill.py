@@ -104,8 +104,10 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "git": git_revision(),
     }
     directory.write_json(directory.result, result)
-    suite = world.suite
-    write_report(directory, result, scores, world.valid_rows, suite.right if suite and suite.checks else None)
+    suite, digits = world.suite, {name: metric.digits for name, metric in world.metrics.items()}
+    with reporter.stage("writing the report"):
+        right = suite.right if suite and suite.checks else None
+        write_report(directory, result, scores, world.valid_rows, right, digits)
     return result
 
 
@@ -159,6 +161,8 @@ def _train(
     checkpoint = directory.last_checkpoint()
     if checkpoint is not None:
         reporter.notice(f"continuing from {checkpoint}")
+    elif directory.metrics.exists():
+        reporter.notice("no whole checkpoint yet: training begins again")
     directory.rewind_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
     if world.config.wandb and directory.writes:
         _start_wandb(world.config, directory)
@@ -271,7 +275,7 @@ def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} thread(s))"
 
 
 def versions() -> dict[str, str]:

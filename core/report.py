@@ -38,10 +38,11 @@ def write_report(
     scores: dict[str, Scores],
     rows: Sequence[Row],
     right: Callable[[Row, str], bool] | None,
+    digits: dict[str, int],
 ) -> None:
     """Draw curves, table and sample answers of a finished run into ``report.html``.
 
-    ``right`` is the suite's checker, whose marks are shown beside the answers.
+    ``right`` is the suite's checker, whose marks are shown beside the answers; ``digits`` the decimals of each metric.
     """
     history = list(directory.read_metrics())
     terms = tuple(sorted({name for row in history for name in row} - NOT_TERMS))
@@ -70,6 +71,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         name=directory.path.name,
         result=result,
+        digits=digits,
         table=score_table(result),
         charts=charts,
         samples=samples,

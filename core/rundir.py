@@ -72,7 +72,10 @@ class RunDirectory:
         """
         directory = cls(path.expanduser())
         if not directory.config.exists():
-            raise UserError(f"'{path}' is no run directory: it has no config.yaml.")
+            raise UserError(
+                f"'{path}' is no run directory: it has no config.yaml. A run that was cut off while it "
+                "loaded has nothing to continue: start it again."
+            )
         return directory
 
     @classmethod

@@ -72,7 +72,9 @@ def pick_device(name: str) -> torch.device:
     except IndexError:
         raise UserError(f"device '{name}': CUDA_VISIBLE_DEVICES shows {len(seen)} devices.") from None
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]} Try auto or cpu.") from None
+        raise UserError(
+            f"device '{name}' cannot be used here: {str(error).splitlines()[0].rstrip('.')}. Try auto or cpu."
+        ) from None
     return device
 
 

@@ -28,9 +28,15 @@ def config_of(target: str, sets: tuple[str, ...], flags: dict[str, Any]) -> RunC
             raise UserError(f"The run in '{path}' has no model yet. Continue it with: distillzoo run --resume {path}")
         flags = flags | {"student": {"model": str(directory.model)}}
         return resolve(registry, file=directory.config, flags=flags, sets=sets)
+    suite = target.partition(":")[0] if target.partition(":")[0] in registry.names("suite") else None
+    if suite is None and not path.exists() and "/" not in target:
+        raise UserError(
+            f"There is no run directory, folder or suite named '{target}'. A model on the hub is named owner/name."
+        )
     parts = {"subset": {"name": "full"}, "objective": {"name": "nll"}}
     models = {"student": {"model": target}, "teacher": flags.get("teacher", {"model": target})}
-    data = {} if target.partition(":")[0] in registry.names("suite") else {"data": flags.get("data", {"train": UNUSED})}
+    own = {"train": UNUSED} if suite is None else {"train": suite, "valid": suite}
+    data = {"data": flags.get("data", own)}
     return resolve(registry, flags={**parts, **data, **flags, **models}, sets=sets)
 
 
@@ -68,7 +74,7 @@ def evaluate(
     if config.data.train == UNUSED:
         raise UserError("Evaluation data are needed: pass --data with a JSON lines file or a datasets id.")
 
-    from distillzoo.core.cli.output import print_json, print_scores, silence_libraries
+    from distillzoo.core.cli.output import decoded, print_json, print_scores, silence_libraries
 
     silence_libraries()
     from distillzoo.core.progress import Reporter
@@ -82,7 +88,8 @@ def evaluate(
         print_json({"rows": len(world.valid_rows), "decoding": vars(world.decoding), **scores.to_json()})
         return
     print_scores([(run, scores.metrics)], directions)
+    how = decoded(world.decoding.temperature, world.decoding.top_p)
     click.echo(
-        f"\n{len(world.valid_rows)} prompts, sampled at temperature {world.decoding.temperature:g}, top-p "
-        f"{world.decoding.top_p:g}, seed {config.seed}; {scores.tokens_per_second:,.0f} sampled tokens a second."
+        f"\n{len(world.valid_rows)} prompts, {how}, seed {config.seed}; "
+        f"{scores.tokens_per_second:,.0f} sampled tokens a second."
     )

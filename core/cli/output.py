@@ -54,6 +54,11 @@ def print_scores(rows: list[tuple[str, dict[str, float | None]]], directions: Ma
     Console().print(table)
 
 
+def decoded(temperature: float, top_p: float) -> str:
+    """How answers were picked, in words."""
+    return "decoded greedily" if temperature == 0 else f"sampled at temperature {temperature:g}, top-p {top_p:g}"
+
+
 def print_result(result: dict[str, Any], directory: RunDirectory) -> None:
     """The table that ends a run, its cost, and where its files are."""
     from distillzoo.core.report import score_table
@@ -62,9 +67,9 @@ def print_result(result: dict[str, Any], directory: RunDirectory) -> None:
     click.echo()
     print_scores(score_table(result), result["directions"])
     click.echo(
-        f"\n{result['evaluated_rows']} prompts, sampled at temperature {decoding['temperature']:g}, top-p "
-        f"{decoding['top_p']:g}. {training['steps']} steps on {training['trajectories']:,} trajectories: "
-        f"{training['seconds']:.1f} s, {training['response_tokens_per_second']:,.0f} response tokens a second. "
+        f"\n{result['evaluated_rows']} prompts, {decoded(decoding['temperature'], decoding['top_p'])}.\n"
+        f"{training['steps']} steps on {training['trajectories']:,} trajectories: {training['seconds']:.1f} s, "
+        f"{training['response_tokens_per_second']:,.0f} response tokens a second.\n"
         f"{result['seconds']:.1f} s in all, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB."
     )
-    click.echo(f"Model {directory.model}, report {directory.report}, result {directory.result}")
+    click.echo(f"model   {directory.model}\nreport  {directory.report}\nresult  {directory.result}")

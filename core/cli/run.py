@@ -50,10 +50,14 @@ def flags_tree(flags: dict[str, Any]) -> dict[str, Any]:
 @click.option("--algo", metavar="NAME", help="Recipe: bc, kd, seqkd, bd-iql, ... (distillzoo list recipes).")
 @click.option("--subset", metavar="NAME", help="Replace the recipe's action subset.")
 @click.option("--objective", metavar="NAME", help="Replace the recipe's objective.")
-@click.option("--extraction", metavar="NAME", help="Replace the recipe's policy extraction.")
+@click.option(
+    "--extraction",
+    metavar="NAME",
+    help="Replace the policy extraction; sets the decoding too.",
+)
 @click.option("--trajectories", metavar="NAME", help="Replace the recipe's trajectory source.")
 @click.option("--teacher", metavar="MODEL", help="Hub id, folder, GGUF file, or micro.  [default: micro]")
-@click.option("--student", metavar="MODEL", help="The same, or prune:layers=N.")
+@click.option("--student", metavar="MODEL", help="The same, or prune:layers=N.  [default: the suite's]")
 @click.option("--data", metavar="DATA", help="JSON lines file, datasets id, or micro.")
 @click.option("--valid", metavar="DATA", help="Evaluation data; default: the suite's, or 5% of the data held out.")
 @click.option("--max-steps", type=int, help="Optimiser steps.")

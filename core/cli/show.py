@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
+import yaml
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
@@ -116,14 +117,15 @@ def _show_part(target: Any, entry: Entry) -> None:
         console.print(parameters(target))
 
 
-def parameters(part: type[Part]) -> Table:
-    """Names, types, defaults and meanings of a part's parameters."""
+def parameters(part: type[Part], chosen: dict[str, Any] | None = None) -> Table:
+    """Names, types, defaults and meanings of a part's parameters, and what a recipe chose for them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("parameter", "type", "default", "meaning"):
+    for column in ("parameter", "type", "default", *(["here"] if chosen is not None else []), "meaning"):
         table.add_column(column)
     for name, info in part.model_fields.items():
         default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
-        table.add_row(name, _type(info), default, info.description or "")
+        here = [] if chosen is None else [str(chosen.get(name, default))]
+        table.add_row(name, _type(info), default, *here, info.description or "")
     return table
 
 
@@ -145,10 +147,10 @@ def _show_recipe(registry: Registry, entry: Entry) -> None:
     for kind, choice in recipe.run.items():
         if kind in HOOKS:
             params = {k: v for k, v in choice.items() if k != "name"}
-            console.print(f"\n[bold]{kind} {choice['name']}[/bold]  {params or ''}")
-            console.print(parameters(registry.get(_kind(kind), choice["name"])))
+            console.print(f"\n[bold]{kind} {choice['name']}[/bold]")
+            console.print(parameters(registry.get(_kind(kind), choice["name"]), params))
     rest = {k: v for k, v in recipe.run.items() if k not in HOOKS}
-    if rest:
-        console.print(f"\nother settings: {rest}", markup=False)
-    for family, tree in recipe.settings.items():
-        console.print(f"settings for {family}: {tree}", markup=False)
+    for title, tree in {"other settings": rest, **{f"settings for {k}": v for k, v in recipe.settings.items()}}.items():
+        if tree:
+            console.print(f"\n[bold]{title}[/bold]")
+            console.print(yaml.safe_dump(tree, sort_keys=False, default_flow_style=None).rstrip(), markup=False)
