@@ -54,7 +54,7 @@ class LogitView(ABC):
         """z(s, a) of one action a state. Differentiable."""
         return self.gather(action[:, None])[:, 0]
 
-    def chunks(self) -> list[Int[Tensor, "M"]]:
+    def chunks(self) -> list[Tensor]:
         """Row numbers, cut so that a block stays within ``BLOCK_ELEMENTS``."""
         step = max(1, BLOCK_ELEMENTS // max(1, self.size))
         return list(torch.arange(self.rows, device=self.device).split(step)) if self.rows else []
@@ -75,7 +75,7 @@ class LogitView(ABC):
         values, tokens = zip(*(_top(self.block(part), k) for part in self._parts(rows)), strict=True)
         return torch.cat(values), torch.cat(tokens)
 
-    def _parts(self, rows: Int[Tensor, "M"]) -> tuple[Int[Tensor, "m"], ...]:
+    def _parts(self, rows: Int[Tensor, "M"]) -> tuple[Tensor, ...]:
         return tuple(rows.split(max(1, BLOCK_ELEMENTS // max(1, self.size))))
 
 

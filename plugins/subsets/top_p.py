@@ -3,7 +3,7 @@
 from typing import ClassVar, Final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -74,7 +74,7 @@ class TopP(ActionSubset):
         return keep
 
 
-def _padded(n: int, found: list[tuple[Int[Tensor, "m"], Tensor, Tensor, Tensor]]) -> Subset:
+def _padded(n: int, found: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Subset:
     """One table from parts of different widths, cut to the largest set."""
     first = found[0]
     width = max((int(keep.sum(1).max()) for rows, _, _, keep in found if len(rows)), default=0)
