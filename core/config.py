@@ -153,9 +153,8 @@ def resolve(
     _fill_from_suite(config, registry)
     _make_paths_absolute(config)
     for kind in PART_KINDS:
-        choice: PartChoice = getattr(config, kind)
-        part = registry.get(kind, choice.name).configure(kind, choice.params)
-        setattr(config, kind, PartChoice(name=choice.name, **part.model_dump(mode="json")))
+        part = build_part(registry, config, kind)
+        setattr(config, kind, PartChoice(name=getattr(config, kind).name, **part.model_dump(mode="json")))
     for metric in config.evaluate.metrics:
         registry.entry("metric", metric)
     return config
@@ -199,10 +198,14 @@ def assignments(sets: tuple[str, ...]) -> Tree:
             leaf: Any = _number(yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise UserError(f"--set {text!r}: the value is no valid YAML: {' '.join(str(error).split())}.") from None
-        for key in reversed(path.strip().split(".")):
-            leaf = {key: leaf}
-        tree = merge(tree, leaf)
+        tree = merge(tree, nested(path.strip(), leaf))
     return tree
+
+
+def nested(path: str, leaf: Any) -> Tree:
+    """``{"a": {"b": leaf}}`` for the path ``a.b``."""
+    first, dot, rest = path.partition(".")
+    return {first: nested(rest, leaf) if dot else leaf}
 
 
 def _number(value: Any) -> Any:

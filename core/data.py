@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -152,8 +152,6 @@ class Truncation:
     prompts: int = 0
     answers: int = 0
     rows: int = 0
-    kept: list[int] = field(default_factory=list)
-    """Length in tokens of each encoded prompt with its first answer."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,6 @@ class Encoder:
                 raise UserError(f"A prompt has no tokens: {row['instruction']!r}.")
             references = [self._answer(text, len(prompt), truncation) for text in row["output"]]
             truncation.rows += 1
-            truncation.kept.append(len(prompt) + len(references[0].tokens))
             encoded.append(PromptRow(prompt, references))
         return encoded
 

@@ -25,7 +25,7 @@ from distillzoo.core.models import fingerprint, tokenizer_hash
 from distillzoo.core.progress import Reporter, StepProgress
 from distillzoo.core.registry import PART_KINDS, Registry
 from distillzoo.core.report import write_report
-from distillzoo.core.rundir import RunDirectory
+from distillzoo.core.rundir import RunDirectory, checkpoint_step
 from distillzoo.core.trainer import Collator, Distillation, DistillTrainer, TrajectoryData
 from distillzoo.core.world import World
 
@@ -104,9 +104,9 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "git": git_revision(),
     }
     directory.write_json(directory.result, result)
-    suite, digits = world.suite, {name: metric.digits for name, metric in world.metrics.items()}
     with reporter.stage("writing the report"):
-        right = suite.right if suite and suite.checks else None
+        right = None if world.suite is None else world.suite.checker
+        digits = {name: metric.digits for name, metric in world.metrics.items()}
         write_report(directory, result, scores, world.valid_rows, right, digits)
     return result
 
@@ -163,12 +163,13 @@ def _train(
         reporter.notice(f"continuing from {checkpoint}")
     elif directory.metrics.exists():
         reporter.notice("no whole checkpoint yet: training begins again")
-    directory.rewind_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+    done = checkpoint_step(checkpoint) if checkpoint is not None else 0
+    directory.rewind_metrics(done)
     if world.config.wandb and directory.writes:
         _start_wandb(world.config, directory)
     start = time.perf_counter()
     with reporter.stage("training", total=world.config.train.max_steps):
-        if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= world.config.train.max_steps:
+        if checkpoint is not None and done >= world.config.train.max_steps:
             trainer.restore(checkpoint)  # train() would take one step more
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,11 +46,10 @@ class ModelEvaluation:
     suite: Suite | None
     pad: int
     batch_size: int
-    progress: Callable[[int], None] = field(default=lambda count: None)
 
     @property
     def right(self) -> Callable[[dict[str, Any], str], bool] | None:
-        return self.suite.right if self.suite is not None and self.suite.checks else None
+        return None if self.suite is None else self.suite.checker
 
     @torch.no_grad()
     def mean_over_tokens(self, fn: Callable[[Tensor, Tensor], Tensor], on: States) -> float | None:
@@ -63,7 +62,6 @@ class ModelEvaluation:
             model, teacher = self.model.view(self.model.states(*place)), self.teacher.view(self.teacher.states(*place))
             total += float(model.rowwise(fn, teacher).double().sum())
             count += len(table)
-            self.progress(len(batch.ended))
         return total / count if count else None
 
     def _batches(self, on: States) -> list[Batch]:

@@ -54,6 +54,12 @@ class LogitView(ABC):
         """z(s, a) of one action a state. Differentiable."""
         return self.gather(action[:, None])[:, 0]
 
+    def tempered_logsumexp(self, temperature: float) -> Float[Tensor, "N"]:
+        """log sum over V of exp(z(s, .) / temperature). Differentiable."""
+        if temperature == 1.0:
+            return self.logsumexp()
+        return self.rowwise(lambda z: (z / temperature).logsumexp(1))
+
     def chunks(self) -> list[Tensor]:
         """Row numbers, cut so that a block stays within ``BLOCK_ELEMENTS``."""
         step = max(1, BLOCK_ELEMENTS // max(1, self.size))
@@ -148,6 +154,8 @@ class FactoredLogits(LogitView):
         return gather_pairs(self.hidden, self.head, actions, mask)
 
     def logsumexp(self, rows: Int[Tensor, "M"] | None = None) -> Float[Tensor, "M"]:
+        if rows is not None and self._logsumexp is not None:
+            return self._logsumexp[rows]
         if rows is not None:
             return head_logsumexp(self.hidden[rows], self.head, BLOCK_ELEMENTS)
         if self._logsumexp is None:  # several terms may need it; the vocabulary is read once

@@ -37,6 +37,10 @@ class Vocabulary:
     size: int
     holes: Tensor | None
 
+    def narrowed(self, size: int) -> "Vocabulary":
+        """The first ``size`` columns."""
+        return Vocabulary(size, None if self.holes is None else self.holes[self.holes < size])
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -74,8 +78,7 @@ class Backbone:
 
     def narrowed(self, size: int) -> "Backbone":
         """The same model on its first ``size`` columns."""
-        holes = self.vocabulary.holes
-        return replace(self, vocabulary=Vocabulary(size, None if holes is None else holes[holes < size]))
+        return replace(self, vocabulary=self.vocabulary.narrowed(size))
 
     def columns_without_token(self) -> list[int]:
         """Ids that the model could pick and no tokenizer has."""
@@ -156,8 +159,7 @@ def backbone(model: PreTrainedModel, vocabulary: Vocabulary, name: str) -> Backb
     head = model.get_output_embeddings()
     rows = head.weight.shape[0]
     if rows < vocabulary.size:  # a token was added to the tokenizer and not to the model
-        holes = vocabulary.holes
-        vocabulary = Vocabulary(rows, None if holes is None else holes[holes < rows])
+        vocabulary = vocabulary.narrowed(rows)
     if isinstance(head, nn.Linear) and _head_explains(model, head):
         return Backbone(model, head, vocabulary)
     log.warning(

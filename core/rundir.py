@@ -144,7 +144,12 @@ class RunDirectory:
     def last_checkpoint(self) -> Path | None:
         """The latest whole checkpoint. ``trainer_state.json`` is written last, so one without it was cut off."""
         found = [p for p in self.checkpoints.glob("checkpoint-*") if _whole(p)]
-        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        return max(found, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _whole(checkpoint: Path) -> bool:

@@ -121,9 +121,7 @@ class SubsetQ:
         if not self.subset.full:
             scaled = self.values / temperature
             return scaled.masked_fill(~self.subset.mask, float("-inf")).logsumexp(1)
-        if temperature == 1.0:
-            return self.view.logsumexp()
-        return self.view.rowwise(lambda z: (z / temperature).logsumexp(1))
+        return self.view.tempered_logsumexp(temperature)
 
     def max(self) -> Float[Tensor, "N"]:
         """max over A(s) of z(s, a)."""

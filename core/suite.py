@@ -1,9 +1,12 @@
 """Suites: a teacher, a student's initialisation and data that belong together, under one name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+Checker = Callable[[dict[str, Any], str], bool]
+"""``checker(row, answer)``: whether the answer is right."""
 
 
 class Suite(ABC):
@@ -26,9 +29,7 @@ class Suite(ABC):
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         """Rows with ``instruction``, ``input`` and ``output`` (a list of right answers)."""
 
-    def right(self, row: dict[str, Any], answer: str) -> bool:
-        """Whether an answer to a row is right. Only called if ``checks`` is true."""
-        raise NotImplementedError
-
-    checks: ClassVar[bool] = False
-    """Whether ``right`` can tell."""
+    @property
+    def checker(self) -> Checker | None:
+        """Tells whether an answer to a row is right; none for a suite that cannot tell."""
+        return None

@@ -38,7 +38,7 @@ from distillzoo.core.models import (
 from distillzoo.core.objective import Objective
 from distillzoo.core.progress import Reporter
 from distillzoo.core.prune import pruned_layers
-from distillzoo.core.registry import Registry
+from distillzoo.core.registry import PART_KINDS, Registry
 from distillzoo.core.subset import ActionSubset
 from distillzoo.core.suite import Suite
 from distillzoo.core.trajectories import PromptRow, Sources, Trajectory, TrajectorySource
@@ -125,8 +125,7 @@ class World:
     @cached_property
     def parts(self) -> tuple[ActionSubset, Objective, PolicyExtraction, TrajectorySource]:
         subset, objective, extraction, trajectories = (
-            build_part(self.registry, self.config, kind)
-            for kind in ("subset", "objective", "extraction", "trajectories")
+            build_part(self.registry, self.config, kind) for kind in PART_KINDS
         )
         objective.check(extraction)
         return subset, objective, extraction, trajectories

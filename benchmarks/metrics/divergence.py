@@ -2,16 +2,8 @@
 
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
+from distillzoo.core.divergence import kl
 from distillzoo.core.metric import Evaluated, Metric
-
-
-def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL of softmax(p) to softmax(q) a row, ``[n, V], [n, V] -> [n]``, in nats; columns that are -inf in p count 0."""
-    log_p, log_q = p.log_softmax(1), q.log_softmax(1)
-    return (log_p.exp() * torch.where(log_p == float("-inf"), 0.0, log_p - log_q)).sum(1)
 
 
 class ForwardKL(Metric):

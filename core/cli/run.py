@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from distillzoo.core.config import RunConfig, merge, resolve
+from distillzoo.core.config import RunConfig, merge, nested, resolve
 from distillzoo.core.errors import UserError
 from distillzoo.core.registry import PART_KINDS, installed
 from distillzoo.core.rundir import RunDirectory
@@ -36,11 +36,8 @@ def flags_tree(flags: dict[str, Any]) -> dict[str, Any]:
     """The configuration tree that flags stand for; those not given are left out."""
     tree: dict[str, Any] = {}
     for flag, place in PLACES.items():
-        leaf: Any = flags.get(flag)
-        if leaf is not None:
-            for key in reversed(place.split(".")):
-                leaf = {key: leaf}
-            tree = merge(tree, leaf)
+        if flags.get(flag) is not None:
+            tree = merge(tree, nested(place, flags[flag]))
     if flags.get("wandb"):
         tree["wandb"] = True
     return tree

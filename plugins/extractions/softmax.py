@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
@@ -27,15 +26,10 @@ class Softmax(PolicyExtraction):
     temperature: float = Field(1.0, gt=0, description="t; the policy is sharper below 1")
 
     def value(self, q: SubsetQ) -> Float[Tensor, "N"]:
-        return self.temperature * self._normaliser(q)
+        return self.temperature * q.view.tempered_logsumexp(self.temperature)
 
     def log_policy(self, q: SubsetQ, actions: Int[Tensor, "N M"]) -> Float[Tensor, "N M"]:
-        return q.view.gather(actions) / self.temperature - self._normaliser(q)[:, None]
-
-    def _normaliser(self, q: SubsetQ) -> Float[Tensor, "N"]:
-        if self.temperature == 1.0:
-            return q.view.logsumexp()
-        return q.view.rowwise(lambda z: torch.logsumexp(z / self.temperature, 1))
+        return q.view.gather(actions) / self.temperature - q.view.tempered_logsumexp(self.temperature)[:, None]
 
     def decoding(self) -> Decoding:
         return Decoding(temperature=self.temperature)

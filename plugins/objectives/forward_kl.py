@@ -8,6 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from distillzoo.core.divergence import kl
 from distillzoo.core.objective import LossTerms, Objective, TDBatch, term
 from distillzoo.core.subset import ActionSubset, Subset
 
@@ -48,7 +49,9 @@ class ForwardKL(Objective):
 
     def terms(self, td: TDBatch) -> ForwardKLTerms:
         if td.subset.full:
-            return ForwardKLTerms(forward_kl=td.student.rowwise(_full, td.teacher))
+            return ForwardKLTerms(
+                forward_kl=td.student.rowwise(lambda student, teacher: kl(teacher, student), td.teacher)
+            )
         return ForwardKLTerms(forward_kl=self._on_subset(td))
 
     def _on_subset(self, td: TDBatch) -> Float[Tensor, "N"]:
@@ -64,12 +67,6 @@ class ForwardKL(Objective):
         rest = torch.where(subset.size < td.student.size, 1.0 - subset.mass, 0.0).clamp(min=0.0)
         tail = torch.xlogy(rest, rest) - rest * torch.log(-torch.expm1(log_mass))
         return inside + torch.where(rest > 0, tail, 0.0)
-
-
-def _full(student: Float[Tensor, "n V"], teacher: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-    log_p, log_q = teacher.log_softmax(1), student.log_softmax(1)
-    gap = torch.where(log_p == float("-inf"), 0.0, log_p - log_q)  # 0 log 0 = 0, also where both are -inf
-    return (log_p.exp() * gap).sum(1)
 
 
 def _expectation(subset: Subset, log_p: Float[Tensor, "N K"], log_q: Float[Tensor, "N K"]) -> Float[Tensor, "N"]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from distillzoo.core.suite import Suite
+from distillzoo.core.suite import Checker, Suite
 from distillzoo.zoo.micro import SPLITS, STUDENT, TEACHER, examples, is_right
 
 
@@ -11,7 +11,6 @@ class Micro(Suite):
     """The embedded instruction world: a small teacher, a smaller student and an exact checker of answers."""
 
     splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
-    checks: ClassVar[bool] = True
 
     @property
     def teacher(self) -> Path:
@@ -23,6 +22,10 @@ class Micro(Suite):
 
     def examples(self, split: str) -> list[dict[str, Any]]:
         return examples(split)
+
+    @property
+    def checker(self) -> Checker:
+        return self.right
 
     def right(self, row: dict[str, Any], answer: str) -> bool:
         return is_right(row["instruction"], answer)
