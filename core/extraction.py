@@ -36,6 +36,9 @@ class PolicyExtraction(Part):
     on_subset: ClassVar[bool] = True
     """Whether the policy's support is the subset; if not, it is the whole vocabulary."""
 
+    value_is_potential: ClassVar[bool] = False
+    """Whether the policy is the gradient of the value, pi(a|s) = dV(s) / dQ(s,a)."""
+
     @abstractmethod
     def value(self, q: SubsetQ) -> Float[Tensor, "N"]:
         """The soft value V(s) of the policy, in nats."""

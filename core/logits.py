@@ -28,7 +28,14 @@ class LogitView(ABC):
     """N, the number of states."""
     size: int
     """V, the number of columns: one more than the largest token id of the shared vocabulary."""
+    holes: Tensor | None
+    """Columns that hold no token, if any."""
     device: torch.device
+
+    @property
+    def tokens(self) -> int:
+        """Number of columns that hold a token."""
+        return self.size - (0 if self.holes is None else len(self.holes))
 
     @abstractmethod
     def gather(self, actions: Int[Tensor, "N K"], mask: Bool[Tensor, "N K"] | None = None) -> Float[Tensor, "N K"]:
@@ -116,6 +123,7 @@ class DenseLogits(LogitView):
             logits = logits.index_fill(1, holes, float("-inf"))
         self.logits = logits
         self.rows, self.size = logits.shape
+        self.holes = holes
         self.device = logits.device
 
     def gather(self, actions: Int[Tensor, "N K"], mask: Bool[Tensor, "N K"] | None = None) -> Float[Tensor, "N K"]:
@@ -146,7 +154,7 @@ class FactoredLogits(LogitView):
 
     def __init__(self, hidden: Float[Tensor, "N D"], head: Head) -> None:
         self.hidden, self.head = hidden, head
-        self.rows, self.size = hidden.shape[0], head.size
+        self.rows, self.size, self.holes = hidden.shape[0], head.size, head.holes
         self.device = hidden.device
         self._logsumexp: Tensor | None = None
 

@@ -119,6 +119,26 @@ class Objective(Part):
         """Whether ``terms`` reads ``td.teacher`` when it works on this subset."""
         return False
 
+    @property
+    def never_negative(self) -> bool:
+        """Whether no row's loss can fall below 0."""
+        return False
+
+    @property
+    def stationary_at_teacher(self) -> bool:
+        """Whether the gradient vanishes in every row, whatever its action, where the student equals the teacher."""
+        return False
+
+    @property
+    def gauge_free(self) -> bool:
+        """Whether a constant a state on the student's logits, which the policy doesn't show, leaves the loss alone."""
+        return False
+
+    @property
+    def stops_gradient(self) -> bool:
+        """Whether a part of the loss is held fixed on purpose, so that the gradient isn't that of the value."""
+        return False
+
     def check(self, extraction: PolicyExtraction) -> None:
         """Refuse a composition that cannot train.
 

@@ -1,6 +1,7 @@
 """The base of every plugin part: its parameters are its fields."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,8 +21,16 @@ class Part(BaseModel):
     paper: ClassVar[str] = ""
     """Where the part comes from, for example ``arXiv:2505.20335, eq. 7``."""
 
+    known_failures: ClassVar[Mapping[str, str]] = {}
+    """Checks of the conformance kit that the part fails, with the reason; one that passes after all is an error."""
+
     @classmethod
-    def configure(cls, where: str, params: dict[str, Any]) -> "Part":
+    def examples(cls) -> Sequence["Part"]:
+        """Instances that the conformance kit checks; override it where parameters change what the part does."""
+        return [cls()]
+
+    @classmethod
+    def configure(cls, where: str, params: dict[str, Any]) -> Self:
         """Build the part from configuration values.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import pluggy
 
-from distillzoo.core import hookspecs
+from distillzoo.core import API_VERSION, hookspecs
 from distillzoo.core.errors import UnknownName, UserError, suggest
 
 GROUP: Final = "distillzoo"
@@ -52,6 +52,20 @@ class PluginError(UserError):
     """A plugin breaks the contract; the message names its distribution."""
 
 
+class OtherAPI(PluginError):
+    """A plugin is built for another version of the plugin API."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A loaded plugin: its distribution, and the entry point's module."""
+
+    distribution: str
+    version: str
+    api: str
+    module: str
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered part."""
@@ -83,6 +97,7 @@ class Registry:
     def __init__(self) -> None:
         self._entries: dict[Kind, dict[str, Entry]] = {kind: {} for kind in HOOKS}
         self.failures: list[Failure] = []
+        self.plugins: list[Plugin] = []
 
     @classmethod
     def installed(cls) -> "Registry":
@@ -106,6 +121,8 @@ class Registry:
                 continue
             try:
                 registry.add(plugin, distribution, version)
+            except OtherAPI as error:
+                registry.failures.append(Failure(point.name, distribution, str(error)))
             except PluginError:
                 raise
             except Exception as error:  # the same for what its hooks do
@@ -116,8 +133,10 @@ class Registry:
         """Enter all parts of one plugin, a module or an object with hook implementations.
 
         Raises:
+            OtherAPI: the plugin is built for another version of the plugin API.
             PluginError: a hook is misspelt, or a name is taken, malformed or given twice.
         """
+        api = _api_of(plugin, distribution)
         manager = pluggy.PluginManager("distillzoo")
         manager.add_hookspecs(hookspecs)
         try:
@@ -129,6 +148,14 @@ class Registry:
             raise PluginError(f"Plugin '{distribution}': {str(error).splitlines()[0]}.{hint}") from None
         for kind, hook in HOOKS.items():
             getattr(manager.hook, hook)(register=self._registrar(kind, distribution, version))
+        self.plugins.append(Plugin(distribution, version, api, getattr(plugin, "__name__", repr(plugin))))
+
+    def with_recipe(self, name: str, path: Path) -> "Registry":
+        """A copy that holds one more recipe, read from a file."""
+        copy = Registry()
+        copy._entries = {kind: dict(entries) for kind, entries in self._entries.items()}
+        copy._entries["recipe"][name] = Entry("recipe", name, path, str(path), "")
+        return copy
 
     def _registrar(self, kind: Kind, distribution: str, version: str) -> hookspecs.Register:
         def register(name: str, target: "type | str | Path") -> None:
@@ -165,6 +192,24 @@ class Registry:
         except KeyError:
             raise UnknownName(kind, name, self.names(kind)) from None
 
+    def all_entries(self) -> list[Entry]:
+        """The entries of all kinds, sorted by name within each."""
+        return [entry for kind in HOOKS for entry in self.entries(kind)]
+
+    def belonging_to(self, name: str) -> list[Entry]:
+        """The entries of a distribution, or those of a part's name.
+
+        Raises:
+            UnknownName: neither a distribution with parts nor a part has the name.
+        """
+        every = self.all_entries()
+        found = [entry for entry in every if _normal(entry.distribution) == _normal(name)]
+        found = found or [entry for entry in every if entry.name == name]
+        if not found:
+            known = {entry.distribution for entry in every} | {entry.name for entry in every}
+            raise UnknownName("plugin or part", name, known)
+        return found
+
     def get(self, kind: Kind, name: str) -> Any:
         """The registered class (or path, for a recipe), imported if need be.
 
@@ -184,6 +229,23 @@ class Registry:
         if not fits:
             raise PluginError(f"The {kind} '{name}' of {entry.origin} is no {base.__name__}: {target!r}.")
         return target
+
+
+def _api_of(plugin: object, distribution: str) -> str:
+    """The API version that the plugin says it is built for; without a word 1.0, the first one, is meant."""
+    built = str(getattr(plugin, "DISTILLZOO_API", "1.0"))
+    if not re.fullmatch(r"\d+\.\d+", built):
+        raise OtherAPI(f"DISTILLZOO_API is {built!r} and should be a version such as {API_VERSION!r}.")
+    major, minor = map(int, built.split("."))
+    ours = [int(part) for part in API_VERSION.split(".")]
+    if major != ours[0]:
+        raise OtherAPI(
+            f"it is built for the plugin API {built}, and this distillzoo has {API_VERSION}. Install a release of "
+            f"{distribution} for API {ours[0]}, or a distillzoo with API {major}."
+        )
+    if minor > ours[1]:
+        raise OtherAPI(f"it needs the plugin API {built}, and this distillzoo has {API_VERSION}: upgrade distillzoo.")
+    return built
 
 
 def _imported(target: Any) -> Any:

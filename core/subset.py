@@ -1,6 +1,7 @@
 """Abstract actions: the tokens a state that an objective works on."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -69,34 +70,37 @@ class WholeVocabulary(Subset):
 
     full = True
 
-    def __init__(self, rows: int, size: int, device: torch.device, teacher: LogitView | None = None) -> None:
-        self._rows, self._columns, self._device, self._teacher = rows, size, device, teacher
+    def __init__(self, view: LogitView, teacher: LogitView | None = None) -> None:
+        self._view, self._teacher = view, teacher
 
     @property
     def actions(self) -> Int[Tensor, "N V"]:
-        return torch.arange(self._columns, device=self._device).expand(self._rows, -1)
+        return torch.arange(self._view.size, device=self._view.device).expand(self._view.rows, -1)
 
     @property
     def mask(self) -> Bool[Tensor, "N V"]:
-        return torch.ones((), dtype=torch.bool, device=self._device).expand(self._rows, self._columns)
+        held = torch.ones(self._view.size, dtype=torch.bool, device=self._view.device)
+        if self._view.holes is not None:
+            held[self._view.holes] = False
+        return held.expand(self._view.rows, -1)
 
     @property
     def logprobs(self) -> Float[Tensor, "N V"]:
         if self._teacher is None:
             raise ValueError("The whole vocabulary has no teacher log-probabilities: this run has no teacher view.")
-        block = self._teacher.block(torch.arange(self._rows, device=self._device))
-        return block.log_softmax(1)
+        logprobs = self._teacher.block(torch.arange(self._view.rows, device=self._view.device)).log_softmax(1)
+        return logprobs.where(self.mask, 0.0)
 
     @property
     def mass(self) -> Float[Tensor, "N"]:
-        return torch.ones(self._rows, device=self._device)
+        return torch.ones(self._view.rows, device=self._view.device)
 
     @property
     def size(self) -> Int[Tensor, "N"]:
-        return torch.full((self._rows,), self._columns, device=self._device)
+        return torch.full((self._view.rows,), self._view.tokens, device=self._view.device)
 
     def contains(self, action: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:
-        return action < self._columns
+        return self.mask[0, action] if self._view.rows else action < 0
 
 
 class SubsetQ:
@@ -140,6 +144,12 @@ class ActionSubset(Part):
     """Whether ``select`` reads the teacher; if not, an objective that doesn't either trains without one."""
 
     include_action: bool = Field(False, description="add the taken action where the set misses it")
+
+    @classmethod
+    def growing(cls) -> Sequence["ActionSubset"]:
+        """Instances from small to large: every set lies in the next one's, and the last one's is all that the teacher
+        gives a probability. Empty where no parameter grows the sets like that."""
+        return []
 
     @abstractmethod
     def select(self, teacher: LogitView) -> Subset:

@@ -116,7 +116,7 @@ class Distillation(nn.Module):
         states = self._backbone.states(batch.input_ids, batch.attention_mask, table.sequence, table.position)
         student = self._backbone.view(states)
         if subset is None:
-            subset = WholeVocabulary(len(table), student.size, student.device, teacher)
+            subset = WholeVocabulary(student, teacher)
         td = TDBatch(table, student, subset, self._extraction, teacher)
         terms = self._objective.terms(td)
         losses = terms.losses()

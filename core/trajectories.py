@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.part import Part
@@ -60,6 +60,9 @@ class Sources:
 
 class TrajectorySource(Part):
     """Base of the trajectory sources. A source implements ``collect``."""
+
+    on_policy: ClassVar[bool] = False
+    """Whether the source samples from the student."""
 
     @abstractmethod
     def collect(self, sources: Sources) -> list[Trajectory]:

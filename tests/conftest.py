@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub
+os.environ["DISTILLZOO_PLUGINS"] = ""  # nor depends on what else is installed
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path

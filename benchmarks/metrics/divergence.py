@@ -9,7 +9,7 @@ from distillzoo.core.metric import Evaluated, Metric
 class ForwardKL(Metric):
     """KL(teacher || student) over the whole vocabulary, a token of the first reference answer of each row:
 
-    mean over (s, .) in D of sum_a pi_T(a|s) (log pi_T(a|s) - log pi(a|s)), in nats a token
+    KL = mean over (s, .) ~ D of sum_a pi_T(a|s) (log pi_T(a|s) - log pi(a|s)), in nats a token
     """
 
     direction: ClassVar[Literal["higher", "lower"]] = "lower"
@@ -23,7 +23,7 @@ class ForwardKL(Metric):
 class ReverseKL(Metric):
     """KL(student || teacher) over the whole vocabulary, a token of the student's own sampled answers:
 
-    mean over s ~ pi of sum_a pi(a|s) (log pi(a|s) - log pi_T(a|s)), in nats a token
+    KL = mean over s ~ pi of sum_a pi(a|s) (log pi(a|s) - log pi_T(a|s)), in nats a token
     """
 
     direction: ClassVar[Literal["higher", "lower"]] = "lower"

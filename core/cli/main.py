@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "evaluate": ("distillzoo.core.cli.evaluate:evaluate", "Evaluate a run's student, or any model."),
     "generate": ("distillzoo.core.cli.generate:generate", "Answer a prompt with a run's student."),
     "show": ("distillzoo.core.cli.show:show", "Show a part, a recipe or a resolved configuration."),
+    "plugins": ("distillzoo.core.cli.plugins:plugins", "List, check and begin plugins."),
     "list": ("distillzoo.core.cli.show:list_parts", "List parts by kind, with the plugin each comes from."),
 }
 """Built-in commands: where they are, and their line in the help."""

@@ -23,13 +23,14 @@ class Greedy(PolicyExtraction):
     """
 
     has_logprobs: ClassVar[bool] = False
+    value_is_potential: ClassVar[bool] = True
 
     def value(self, q: SubsetQ) -> Float[Tensor, "N"]:
         return q.max()
 
     def log_policy(self, q: SubsetQ, actions: Int[Tensor, "N M"]) -> Float[Tensor, "N M"]:
-        best = q.view.gather(actions).detach() >= q.max().detach()[:, None]
-        return torch.where(best, 0.0, float("-inf"))
+        values = q.view.gather(actions).detach()
+        return torch.zeros_like(values).masked_fill(values < q.max().detach()[:, None], float("-inf"))
 
     def decoding(self) -> Decoding:
         return Decoding(temperature=0.0)

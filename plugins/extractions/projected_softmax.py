@@ -1,5 +1,6 @@
 """The policy projected onto the subset."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -25,8 +26,13 @@ class ProjectedSoftmax(PolicyExtraction):
     """
 
     paper: ClassVar[str] = "arXiv:2505.20335"
+    value_is_potential: ClassVar[bool] = True
 
     temperature: float = Field(1.0, gt=0, description="t; the policy is sharper below 1")
+
+    @classmethod
+    def examples(cls) -> Sequence["ProjectedSoftmax"]:
+        return [cls(), cls(temperature=0.5)]
 
     def value(self, q: SubsetQ) -> Float[Tensor, "N"]:
         return self.temperature * q.logsumexp(self.temperature)

@@ -1,5 +1,6 @@
 """The policy over the whole vocabulary."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -22,8 +23,13 @@ class Softmax(PolicyExtraction):
     """
 
     on_subset: ClassVar[bool] = False
+    value_is_potential: ClassVar[bool] = True
 
     temperature: float = Field(1.0, gt=0, description="t; the policy is sharper below 1")
+
+    @classmethod
+    def examples(cls) -> Sequence["Softmax"]:
+        return [cls(), cls(temperature=0.5)]
 
     def value(self, q: SubsetQ) -> Float[Tensor, "N"]:
         return self.temperature * q.view.tempered_logsumexp(self.temperature)

@@ -1,5 +1,6 @@
 """KL(teacher || student)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -44,6 +45,22 @@ class ForwardKL(Objective):
 
     tail: Literal["renormalise", "bucket"] = Field("bucket", description="what becomes of the mass outside the subset")
 
+    @classmethod
+    def examples(cls) -> Sequence["ForwardKL"]:
+        return [cls(tail="bucket"), cls(tail="renormalise")]
+
+    @property
+    def never_negative(self) -> bool:
+        return True
+
+    @property
+    def stationary_at_teacher(self) -> bool:
+        return True
+
+    @property
+    def gauge_free(self) -> bool:
+        return True
+
     def needs_teacher_view(self, subset: ActionSubset) -> bool:
         return not subset.needs_teacher
 
@@ -64,7 +81,7 @@ class ForwardKL(Objective):
         # a floor on the mass outside, in value only: the gradient must go on pulling the mass back there
         floor = -FLOOR * torch.finfo(inside.dtype).eps
         log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()
-        rest = torch.where(subset.size < td.student.size, 1.0 - subset.mass, 0.0).clamp(min=0.0)
+        rest = torch.where(subset.size < td.student.tokens, 1.0 - subset.mass, 0.0).clamp(min=0.0)
         tail = torch.xlogy(rest, rest) - rest * torch.log(-torch.expm1(log_mass))
         return inside + torch.where(rest > 0, tail, 0.0)
 

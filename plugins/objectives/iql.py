@@ -1,5 +1,6 @@
 """Inverse soft-Q learning on a subset, the objective of Bellman Distill."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -60,6 +61,19 @@ class IQL(Objective):
     q_min: float | None = Field(
         -10.0, description="floor of Q in chi-squared, below the gauge's maximum; null for none, and unused with raw"
     )
+
+    @classmethod
+    def examples(cls) -> Sequence["IQL"]:
+        gauges = [cls(gauge=gauge, alpha=5.0) for gauge in ("raw", "max", "subset-max")]
+        return [cls(), *gauges, cls(divergence="none")]
+
+    @property
+    def never_negative(self) -> bool:
+        return True
+
+    @property
+    def gauge_free(self) -> bool:
+        return self.divergence == "none" or self.gauge != "raw"
 
     def terms(self, td: TDBatch) -> IQLTerms:
         imitation = (td.value - td.q_action) * td.counts

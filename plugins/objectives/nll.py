@@ -31,6 +31,14 @@ class NLL(Objective):
 
     needs_logprobs: ClassVar[bool] = True
 
+    @property
+    def never_negative(self) -> bool:
+        return True
+
+    @property
+    def gauge_free(self) -> bool:
+        return True
+
     def terms(self, td: TDBatch) -> NLLTerms:
         action = td.transitions.action[:, None]
         return NLLTerms(nll=-td.extraction.log_policy(td.q, action)[:, 0] * td.counts)

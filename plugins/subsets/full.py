@@ -11,9 +11,13 @@ class Full(ActionSubset):
 
     Reductions over the set are reductions over the vocabulary, in chunks; no table of shape ``[N, V]`` is built. The
     subset needs no teacher, so an objective that needs none either (behaviour cloning) trains without one.
+    ``actions`` and ``mask``, ``[N, V]``, are views of one row.
+
+    References:
+        The action space of the token MDP, as in arXiv:2306.08543.
     """
 
     needs_teacher: ClassVar[bool] = False
 
     def select(self, teacher: LogitView) -> Subset:
-        return WholeVocabulary(teacher.rows, teacher.size, teacher.device, teacher)
+        return WholeVocabulary(teacher, teacher)

@@ -1,5 +1,7 @@
 """The k most probable tokens of the teacher."""
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 
@@ -20,6 +22,14 @@ class TopK(ActionSubset):
     """
 
     k: int = Field(32, ge=1, description="tokens a set")
+
+    @classmethod
+    def examples(cls) -> Sequence["TopK"]:
+        return [cls(k=1), cls(k=3), cls(), cls(k=2, include_action=True)]
+
+    @classmethod
+    def growing(cls) -> Sequence["TopK"]:
+        return [cls(k=k) for k in (1, 2, 5, 1 << 20)]
 
     def select(self, teacher: LogitView) -> Subset:
         with torch.no_grad():

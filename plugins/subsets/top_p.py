@@ -1,5 +1,6 @@
 """The nucleus of the teacher."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 import torch
@@ -40,6 +41,14 @@ class TopP(ActionSubset):
     p: float = Field(0.8, gt=0, le=1, description="teacher mass that a set must reach")
     k_max: int | None = Field(None, ge=1, description="largest set; null for no limit")
 
+    @classmethod
+    def examples(cls) -> Sequence["TopP"]:
+        return [cls(), cls(p=0.3), cls(p=1.0), cls(p=0.95, k_max=2), cls(p=0.5, include_action=True)]
+
+    @classmethod
+    def growing(cls) -> Sequence["TopP"]:
+        return [cls(p=p) for p in (0.1, 0.4, 0.7, 0.9, 0.99, 1.0)]
+
     def select(self, teacher: LogitView) -> Subset:
         with torch.no_grad():
             return self._select(teacher)
@@ -65,7 +74,9 @@ class TopP(ActionSubset):
     def _nucleus(self, logprobs: Float[Tensor, "M k"]) -> Bool[Tensor, "M k"]:
         """Which of the sorted tokens are in the set: those before which the mass is below p."""
         if self.p == 1.0:  # a sum of floats may reach 1 before the last token with a probability
-            return logprobs > float("-inf")
+            keep = logprobs > float("-inf")
+            keep[:, 0] = True  # also where it is NaN, which must show
+            return keep
         probs = logprobs.exp()
         before = probs.cumsum(1) - probs
         reach = self.p * (1 - ROUNDING * torch.finfo(probs.dtype).eps)

@@ -97,6 +97,7 @@ class _Point:
 
 
 def test_a_plugin_that_fails_to_import_is_reported_and_the_rest_works(monkeypatch):
+    monkeypatch.delenv("DISTILLZOO_PLUGINS")
     points = list(registry_module.metadata.entry_points(group="distillzoo"))
     monkeypatch.setattr(registry_module.metadata, "entry_points", lambda group: [*points, _Point()])
     found = Registry.installed()

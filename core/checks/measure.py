@@ -1,0 +1,192 @@
+"""What the checks measure: terms and gradients of a batch, training on a token tree, the same under torch.compile."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from distillzoo.core.checks.check import CheckFailed
+from distillzoo.core.checks.world import (
+    COMPOSITIONS,
+    PLAIN,
+    Composition,
+    Lay,
+    Tree,
+    World,
+    batch,
+    make_world,
+    rows_of,
+)
+from distillzoo.core.divergence import kl
+from distillzoo.core.errors import UserError
+from distillzoo.core.extraction import PolicyExtraction
+from distillzoo.core.logits import DenseLogits
+from distillzoo.core.objective import LossTerms, Objective, TDBatch, support_term
+from distillzoo.core.subset import ActionSubset
+
+TOLERANCE: Final = 1e-7
+"""Relative and absolute, in float64."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The terms of each row of the world, in the world's order, and the gradient of the summed loss."""
+
+    terms: dict[str, Tensor]
+    loss: Tensor
+    gradients: tuple[Tensor, ...]
+
+
+def fitting(objective: Objective) -> list[Composition]:
+    """The compositions of the kit that the objective accepts.
+
+    Raises:
+        CheckFailed: it accepts none.
+    """
+    fits = []
+    for subset, extraction in COMPOSITIONS:
+        try:
+            objective.check(extraction)
+        except UserError:
+            continue
+        fits.append((subset, extraction))
+    if not fits:
+        raise CheckFailed("check() refuses every extraction, also plain softmax: nothing can train with the objective.")
+    return fits
+
+
+def evaluate(objective: Objective, td: TDBatch) -> LossTerms:
+    """The objective's terms.
+
+    Raises:
+        CheckFailed: they are no ``LossTerms`` of a value a row.
+    """
+    terms = objective.terms(td)
+    if not isinstance(terms, LossTerms):
+        raise CheckFailed(f"terms() returns {type(terms).__name__}: return a frozen dataclass derived from LossTerms.")
+    if not terms.losses():
+        raise CheckFailed("No field of the terms is part of the loss: make at least one with term().")
+    n = len(td.transitions)
+    for name, value in {**terms.losses(), **terms.diagnostics()}.items():
+        if not isinstance(value, Tensor) or value.shape != (n,):
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise CheckFailed(
+                f"The term '{name}' has the shape {shape} and should be [N] = [{n}], one value a row. Most likely a "
+                f"sum or mean runs over the rows, or over no axis: reduce over the actions (dim=1) only; the trainer "
+                f"weighs the rows and divides by their number."
+            )
+        if not value.is_floating_point():
+            raise CheckFailed(f"The term '{name}' is {value.dtype} and should be a floating point tensor.")
+    return terms
+
+
+def total(terms: LossTerms) -> Tensor:
+    """The loss a row, ``[N]``."""
+    return torch.stack(list(terms.losses().values())).sum(0)
+
+
+def measure(objective: Objective, world: World, composition: Composition, lay: Lay = PLAIN) -> Measured:
+    """Terms, loss and gradient on a batch of the world, back in the world's order."""
+    td, rows = batch(world, composition, lay)
+    terms = evaluate(objective, td)
+    back = {}
+    for name, value in {**terms.losses(), **terms.diagnostics()}.items():
+        back[name] = torch.zeros(len(world.hidden), dtype=value.dtype).index_put((rows,), value.detach())
+    loss = total(terms)
+    return Measured(back, loss.detach(), gradients(loss, world))
+
+
+def gradients(loss: Tensor, world: World) -> tuple[Tensor, ...]:
+    """Gradient of the summed loss for the student's factors; zeros where there is none."""
+    leaves = (world.hidden, world.weight)
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    found = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+    return tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True))
+
+
+def same(before: Measured, after: Measured, change: str, mistake: str, tolerance: float = TOLERANCE) -> None:
+    """Refuse a difference in a term or in the gradient, and say what was changed and what is likely wrong."""
+    for name, value in before.terms.items():
+        if not torch.allclose(value, after.terms[name], rtol=tolerance, atol=tolerance, equal_nan=True):
+            seen = rows_of(value.tolist(), after.terms[name].tolist())
+            raise CheckFailed(f"The term '{name}' changes {change}: {seen}. Most likely {mistake}.")
+    for one, other in zip(before.gradients, after.gradients, strict=True):
+        if not torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True):
+            off = float((one - other).abs().max())
+            raise CheckFailed(f"The gradient changes {change}, by up to {off:.3g}. Most likely {mistake}.")
+
+
+def unchanged(objective: Objective, lay: Lay, change: str, mistake: str) -> None:
+    """Terms and gradient of the plain batch against those of another lay of the same answers."""
+    world = make_world()
+    for composition in fitting(objective):
+        same(measure(objective, world, composition), measure(objective, world, composition, lay), change, mistake)
+
+
+STEPS: Final = 60
+"""Steps of Adam at learning rate 0.1 in ``descend``."""
+
+
+def descend(
+    tree: Tree, subset: ActionSubset, objective: Objective, extraction: PolicyExtraction, whole: bool = False
+) -> tuple[float, float]:
+    """KL(teacher || student) before and after training a table of logits, in nats a row.
+
+    Args:
+        tree: the world.
+        subset: of the composition.
+        objective: the loss; its support term counts.
+        extraction: of the composition.
+        whole: over all tokens; else over the subset, where both policies are renormalised.
+    """
+    table = torch.randn(tree.teacher.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    table = table.requires_grad_()
+    td, rows = batch(replace(tree.world, hidden=table[tree.state], weight=torch.eye(table.shape[1]).double()),
+                     (subset, extraction))  # fmt: skip
+    state = tree.state[rows]
+
+    def distance() -> float:
+        with torch.no_grad():
+            teacher, student = tree.teacher[state], table[state]
+            if not whole and not td.subset.full:
+                actions, mask = td.subset.actions, td.subset.mask
+                teacher, student = (z.gather(1, actions).masked_fill(~mask, -math.inf) for z in (teacher, student))
+            return float(kl(teacher, student).mean())
+
+    optimiser = torch.optim.Adam([table], lr=0.1)
+    before = distance()
+    for _ in range(STEPS):
+        now = replace(td, student=DenseLogits(table[state]))
+        loss = total(objective.terms(now))
+        if objective.support_weight > 0 and not td.subset.full:
+            loss = loss + objective.support_weight * support_term(now.q)
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+    return before, distance()
+
+
+def compiled_equals(function: Callable[[Tensor], Tensor], argument: Tensor) -> None:
+    """Refuse a function that torch.compile cannot trace, or that gives something else when traced."""
+    torch.compiler.reset()
+    expected = function(argument)
+    log = logging.getLogger("torch._dynamo")
+    before = log.level
+    try:
+        log.setLevel(logging.ERROR)  # a break of the graph costs speed and is no fault
+        found = torch.compile(function, backend="eager", dynamic=False)(argument)
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1]
+        raise CheckFailed(f"torch.compile cannot trace it: {type(error).__name__}: {''.join(first)}") from error
+    finally:
+        log.setLevel(before)
+    if not torch.allclose(expected, found, rtol=1e-5, atol=1e-6, equal_nan=True):
+        raise CheckFailed(
+            "Under torch.compile the values differ. Most likely a Python branch on a tensor's value was frozen, or an "
+            "array was changed in place."
+        )

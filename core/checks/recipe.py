@@ -1,0 +1,138 @@
+"""Checks of recipes."""
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from distillzoo.core.checks.check import CheckFailed, RecipeFile, check
+from distillzoo.core.checks.measure import STEPS, descend, evaluate, gradients, total
+from distillzoo.core.checks.world import Lay, Layout, batch, make_tree, make_world
+from distillzoo.core.config import RunConfig, build_part, dump, resolve
+from distillzoo.core.errors import UserError
+from distillzoo.core.extraction import PolicyExtraction
+from distillzoo.core.objective import Objective
+from distillzoo.core.recipe import Recipe, read_yaml
+from distillzoo.core.registry import PART_KINDS, Registry, installed
+from distillzoo.core.subset import ActionSubset
+from distillzoo.core.trajectories import TrajectorySource
+
+
+@cache
+def _registry(recipe: RecipeFile) -> Registry:
+    """The installed parts, with the recipe's file entered where it isn't installed."""
+    found = installed()
+    return found if recipe.name in found.names("recipe") else found.with_recipe(recipe.name, recipe.path)
+
+
+def config_of(recipe: RecipeFile, family: str | None = None) -> RunConfig:
+    """The recipe's resolved configuration."""
+    flags: dict[str, Any] = {} if family is None else {"teacher": {"model": family}}
+    try:
+        return resolve(_registry(recipe), algo=recipe.name, flags=flags)
+    except UserError as error:
+        raise CheckFailed(f"The recipe doesn't resolve: {error}") from None
+
+
+def parts_of(recipe: RecipeFile) -> tuple[ActionSubset, Objective, PolicyExtraction, TrajectorySource]:
+    """The parts that the recipe composes."""
+    config = config_of(recipe)
+    subset, objective, extraction, source = (build_part(_registry(recipe), config, kind) for kind in PART_KINDS)
+    return subset, objective, extraction, source
+
+
+@check("recipe")
+def readable(recipe: RecipeFile) -> None:
+    """The file has all fields of a recipe, and no others, and is named like the recipe."""
+    try:
+        Recipe.read(recipe.path)
+    except UserError as error:
+        raise CheckFailed(str(error)) from None
+    if recipe.path.stem != recipe.name:
+        raise CheckFailed(
+            f"The file '{recipe.path.name}' is registered as '{recipe.name}': name it {recipe.name}.yaml."
+        )
+
+
+@check("recipe")
+def documented(recipe: RecipeFile) -> None:
+    """Title, paper and formula are given."""
+    found = Recipe.read(recipe.path)
+    for name in ("title", "paper", "formula"):
+        if not getattr(found, name).strip():
+            raise CheckFailed(f"The recipe's {name} is empty.")
+    if "=" not in found.formula:
+        raise CheckFailed("The recipe's formula has no '=': write the loss a row, as in 'L(s, a) = -log pi(a|s)'.")
+
+
+@check("recipe")
+def resolves(recipe: RecipeFile) -> None:
+    """It resolves to parts that fit, on its own and with each of its settings."""
+    _, objective, extraction, _ = parts_of(recipe)
+    try:
+        objective.check(extraction)
+    except UserError as error:
+        raise CheckFailed(f"The parts don't fit: {error}") from None
+    suites = set(_registry(recipe).names("suite"))
+    for family, tree in Recipe.read(recipe.path).settings.items():
+        if family in suites:
+            config_of(recipe, family)
+        else:
+            _settings_fit(recipe, family, tree)
+
+
+def _settings_fit(recipe: RecipeFile, family: str, tree: dict[str, Any]) -> None:
+    from distillzoo.core.config import merge
+
+    run = merge(Recipe.read(recipe.path).run, tree)
+    try:
+        resolve(_registry(recipe), flags=run)
+    except UserError as error:
+        raise CheckFailed(f"The settings for '{family}' don't resolve: {error}") from None
+
+
+@check("recipe")
+def round_trip(recipe: RecipeFile) -> None:
+    """The resolved configuration, written out and read back, is the same."""
+    import tempfile
+    from pathlib import Path
+
+    text = dump(config_of(recipe))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        tree = read_yaml(path)
+    again = dump(resolve(_registry(recipe), flags=tree))
+    if again != text:
+        raise CheckFailed("The resolved configuration changes when it is written out and read back.")
+
+
+@check("recipe")
+def gradient(recipe: RecipeFile) -> None:
+    """The composed loss is finite and moves the student, and splits over accumulation steps."""
+    subset, objective, extraction, _ = parts_of(recipe)
+    world = make_world()
+    td, _ = batch(world, (subset, extraction))
+    loss = total(evaluate(objective, td))
+    found = gradients(loss, world)
+    if not bool(torch.isfinite(loss).all()) or all(bool((g == 0).all()) for g in found):
+        raise CheckFailed("The composed loss is not finite, or has no gradient for the student.")
+    pieces = 0.0
+    for i in range(len(world.answers)):
+        part, _ = batch(world, (subset, extraction), Lay(Layout((i,))))
+        pieces += float(total(evaluate(objective, part)).sum().detach())
+    if abs(pieces - float(loss.sum().detach())) > 1e-6 * (1 + abs(pieces)):
+        raise CheckFailed(f"The loss of a batch is {float(loss.sum()):.6g}, and {pieces:.6g} in parts.")
+
+
+@check("recipe")
+def learns(recipe: RecipeFile) -> None:
+    """Minimised on a token tree, it brings the student's whole policy nearer to the teacher's."""
+    subset, objective, extraction, _ = parts_of(recipe)
+    before, after = descend(make_tree(), subset, objective, extraction, whole=True)
+    if not after < 0.8 * before:
+        raise CheckFailed(
+            f"After {STEPS} steps on the teacher's answers the student's KL to the teacher over all tokens is "
+            f"{after:.4g} nats, and was {before:.4g}. If it falls on the subset only, nothing holds the mass outside: "
+            f"set objective.support_weight."
+        )
