@@ -83,10 +83,10 @@ class ForwardKL(Objective):
         log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()
         rest = torch.where(subset.size < td.student.tokens, 1.0 - subset.mass, 0.0).clamp(min=0.0)
         tail = torch.xlogy(rest, rest) - rest * torch.log(-torch.expm1(log_mass))
-        return inside + torch.where(rest > 0, tail, 0.0)
+        return inside + torch.where(rest == 0, 0.0, tail)  # a NaN of the teacher must show
 
 
 def _expectation(subset: Subset, log_p: Float[Tensor, "N K"], log_q: Float[Tensor, "N K"]) -> Float[Tensor, "N"]:
     """sum over the subset of p (log p - log q)."""
-    some = subset.mask & (log_p > float("-inf"))  # an included action may have no probability: 0 log 0 = 0
+    some = subset.mask & (log_p != float("-inf"))  # an included action may have no probability: 0 log 0 = 0
     return torch.where(some, log_p.exp() * (log_p - log_q), 0.0).sum(1)
