@@ -16,6 +16,7 @@ from distillzoo.core.checks.world import (
     Whole,
     World,
     make_world,
+    members,
     rows_of,
     student_view,
     teacher_view,
@@ -151,7 +152,7 @@ def support_declared(part: PolicyExtraction) -> None:
     """With ``on_subset`` the logits outside the subset play no role; without it the subset plays none."""
     world = make_world()
     inside = Best().select(DenseLogits(world.teacher))
-    keep = torch.zeros_like(world.teacher, dtype=torch.bool).scatter_(1, inside.actions, inside.mask)
+    keep = members(inside, world.teacher.shape[1])
     moved = torch.where(keep, world.student, world.student - 2.0)
     if part.on_subset:
         one = SubsetQ(DenseLogits(world.student), inside)
@@ -255,7 +256,7 @@ def infinite_logits(part: PolicyExtraction) -> None:
     """Very sharp Q, and -inf outside the subset, give finite values and gradients."""
     world = make_world()
     inside = Best().select(DenseLogits(world.teacher))
-    keep = torch.zeros_like(world.teacher, dtype=torch.bool).scatter_(1, inside.actions, inside.mask)
+    keep = members(inside, world.teacher.shape[1])
     for scale in (50.0, 1e4):
         sharp = world.student.detach().float() * scale
         leaf = torch.where(keep, sharp, -math.inf).requires_grad_()

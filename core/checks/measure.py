@@ -128,6 +128,14 @@ def unchanged(objective: Objective, lay: Lay, change: str, mistake: str) -> None
         same(measure(objective, world, composition), measure(objective, world, composition, lay), change, mistake)
 
 
+def composed(objective: Objective, td: TDBatch) -> Tensor:
+    """The loss a row with the support term, ``[N]``."""
+    loss = total(evaluate(objective, td))
+    if objective.support_weight > 0 and not td.subset.full:
+        loss = loss + objective.support_weight * support_term(td.q)
+    return loss
+
+
 STEPS: Final = 60
 """Steps of Adam at learning rate 0.1 in ``descend``."""
 
@@ -162,9 +170,7 @@ def descend(
     before = distance()
     for _ in range(STEPS):
         now = replace(td, student=DenseLogits(table[state]))
-        loss = total(objective.terms(now))
-        if objective.support_weight > 0 and not td.subset.full:
-            loss = loss + objective.support_weight * support_term(now.q)
+        loss = composed(objective, now)
         optimiser.zero_grad()
         loss.mean().backward()
         optimiser.step()

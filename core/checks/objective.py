@@ -193,13 +193,13 @@ def weights(objective: Objective) -> None:
 @check("objective")
 def lazy_logits(objective: Objective) -> None:
     """Dense and lazy logits agree in value and gradient."""
-    unchanged(
-        objective,
-        Lay(lazy=True),
-        "when the logits are hidden states times a head",
-        "the objective reads more than the view's methods give (isinstance, .logits), or block(), "
-        "which has no gradient",
-    )
+    mistake = "the objective reads more than the view's methods give (.logits), or block(), which has no gradient"
+    try:
+        unchanged(objective, Lay(lazy=True), "when the logits are hidden states times a head", mistake)
+    except (AttributeError, TypeError) as error:
+        raise CheckFailed(
+            f"On lazy logits it raises {type(error).__name__}: {error}. Most likely {mistake}."
+        ) from error
 
 
 @check("objective", when=lambda objective: not objective.stops_gradient)

@@ -1,16 +1,19 @@
 """Checks of recipes."""
 
+import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 
 from distillzoo.core.checks.check import CheckFailed, RecipeFile, check
-from distillzoo.core.checks.measure import STEPS, descend, evaluate, gradients, total
-from distillzoo.core.checks.world import Lay, Layout, batch, make_tree, make_world
+from distillzoo.core.checks.measure import STEPS, composed, descend, evaluate, gradients, total
+from distillzoo.core.checks.world import Lay, Layout, batch, make_tree, make_world, members
 from distillzoo.core.config import RunConfig, build_part, dump, resolve
 from distillzoo.core.errors import UserError
 from distillzoo.core.extraction import PolicyExtraction
+from distillzoo.core.logits import DenseLogits
 from distillzoo.core.objective import Objective
 from distillzoo.core.recipe import Recipe, read_yaml
 from distillzoo.core.registry import PART_KINDS, Registry, installed
@@ -126,6 +129,29 @@ def gradient(recipe: RecipeFile) -> None:
 
 
 @check("recipe")
+def outside_mass(recipe: RecipeFile) -> None:
+    """The loss sees probability that the student puts outside the subset."""
+    subset, objective, extraction, _ = parts_of(recipe)
+    world = make_world()
+    td, _ = batch(world, (subset, extraction))
+    if td.subset.full:
+        return
+    inside = members(td.subset, world.teacher.shape[1])
+    partial = ~inside.all(1) & (td.inside > 0)
+    top = world.student.masked_fill(~inside, -math.inf).amax(1, keepdim=True)
+    losses = []
+    for distance in (30.0, 1.0):  # below the best action of the set, so that no maximum moves
+        logits = torch.where(inside, world.student, top - distance)
+        losses.append(composed(objective, replace(td, student=DenseLogits(logits)))[partial].detach())
+    if not bool((losses[1] > losses[0] + 1e-3).all()):
+        raise CheckFailed(
+            "The loss doesn't rise when the student puts a third of its probability outside the subset, where the "
+            "teacher puts little: nothing holds it there. Set objective.support_weight, or take an objective with a "
+            "tail, or the softmax extraction."
+        )
+
+
+@check("recipe")
 def learns(recipe: RecipeFile) -> None:
     """Minimised on a token tree, it brings the student's whole policy nearer to the teacher's."""
     subset, objective, extraction, _ = parts_of(recipe)
@@ -133,6 +159,5 @@ def learns(recipe: RecipeFile) -> None:
     if not after < 0.8 * before:
         raise CheckFailed(
             f"After {STEPS} steps on the teacher's answers the student's KL to the teacher over all tokens is "
-            f"{after:.4g} nats, and was {before:.4g}. If it falls on the subset only, nothing holds the mass outside: "
-            f"set objective.support_weight."
+            f"{after:.4g} nats, and was {before:.4g}. Most likely the parts don't belong together."
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,13 +13,17 @@ from distillzoo.core.checks.world import V, make_world, rows_of, student_view, t
 from distillzoo.core.logits import DenseLogits, LogitView
 from distillzoo.core.subset import ActionSubset, Subset
 
+WIDE: Final = 300
+"""Tokens of a vocabulary that is larger than a first look of a subset at the likeliest ones."""
+
 
 def teachers() -> list[Tensor]:
-    """Teacher logits of several kinds in float64, ``[N, V]``: ordinary, flat, sharp, tied, with impossible tokens."""
+    """Teacher logits in float64, ``[N, V]``: ordinary, flat, sharp, tied, with impossible tokens, equal, and wide."""
     world = make_world().teacher
     impossible = world.clone()
     impossible[:, ::3] = -math.inf
-    return [world, world * 0.05, world * 8, world.round(), impossible, torch.zeros_like(world)]
+    wide = torch.randn(5, WIDE, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 2
+    return [world, world * 0.05, world * 8, world.round(), impossible, torch.zeros_like(world), wide]
 
 
 def chosen(part: ActionSubset, view: LogitView) -> Subset:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distillzoo.core.extraction import Decoding, PolicyExtraction
@@ -241,6 +241,12 @@ def widened(subset: Subset, columns: int) -> Subset:
         subset.mass,
         subset.added,
     )
+
+
+def members(subset: Subset, size: int) -> Bool[Tensor, "N V"]:
+    """Which tokens are in each set, out of ``size``."""
+    count = torch.zeros(len(subset.mass), size, dtype=torch.long)
+    return count.scatter_add(1, subset.actions, subset.mask.long()) > 0
 
 
 @dataclass(frozen=True)

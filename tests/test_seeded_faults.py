@@ -1,0 +1,189 @@
+"""Faults put into copies of built-in parts: the conformance kit catches every one.
+
+Each fault is one edit of a built-in part's source: the text that is replaced, what replaces it, and the checks
+that must fail on it. Others may fail too.
+"""
+
+import importlib
+import inspect
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jaxtyping import config
+
+import distillzoo.zoo
+from distillzoo.core.checks import CheckFailed, RecipeFile, checks_of, outcomes
+from distillzoo.core.part import Part
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One edit of a part's source, and what it is in words."""
+
+    what: str
+    module: str
+    part: str
+    old: str
+    new: str
+    caught_by: tuple[str, ...]
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+
+OBJECTIVES, SUBSETS, EXTRACTIONS, SOURCES = (
+    f"distillzoo.plugins.{room}" for room in ("objectives", "subsets", "extractions", "trajectories")
+)
+
+
+def nll(what: str, old: str, new: str, *caught_by: str) -> Fault:
+    return Fault(what, f"{OBJECTIVES}.nll", "NLL", old, new, caught_by)
+
+
+def iql(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    return Fault(what, f"{OBJECTIVES}.iql", "IQL", old, new, caught_by, tuple(parameters.items()))
+
+
+def kl(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    return Fault(what, f"{OBJECTIVES}.forward_kl", "ForwardKL", old, new, caught_by, tuple(parameters.items()))
+
+
+def top_p(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    return Fault(what, f"{SUBSETS}.top_p", "TopP", old, new, caught_by, tuple(parameters.items()))
+
+
+def top_k(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    return Fault(what, f"{SUBSETS}.top_k", "TopK", old, new, caught_by, tuple(parameters.items()))
+
+
+def extraction(part: str, what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    module = {"Softmax": "softmax", "ProjectedSoftmax": "projected_softmax", "Greedy": "greedy"}[part]
+    return Fault(what, f"{EXTRACTIONS}.{module}", part, old, new, caught_by, tuple(parameters.items()))
+
+
+def teacher(what: str, old: str, new: str, *caught_by: str) -> Fault:
+    return Fault(what, f"{SOURCES}.teacher", "FromTeacher", old, new, caught_by)
+
+
+def metric(part: str, what: str, old: str, new: str, *caught_by: str) -> Fault:
+    module = {"ForwardKL": "divergence", "Right": "right"}[part]
+    return Fault(what, f"distillzoo.benchmarks.metrics.{module}", part, old, new, caught_by)
+
+
+FAULTS = [
+    nll("a sign flipped", "nll=-td", "nll=td", "never-negative", "learns"),
+    nll("a mean over the batch", "[:, 0] * td.counts", ".mean() * td.counts", "batch-split"),
+    nll("the row mask shifted by one", "* td.counts", "* td.counts.roll(1)", "batch-order", "batch-split"),
+    nll("actions outside the subset counted", " * td.counts", "", "never-negative"),
+    nll("rows weighed twice", "* td.counts", "* td.counts * td.transitions.weight", "weights"),
+    nll("the student detached", "-td.extraction.log_policy(td.q, action)[:, 0]",
+        "-td.extraction.log_policy(td.q, action)[:, 0].detach()", "terms"),
+    iql("the sign of chi-squared flipped", "reward.square() /", "-reward.square() /", "never-negative"),
+    iql("the sign of the imitation term flipped", "(td.value - td.q_action)", "(td.q_action - td.value)",
+        "never-negative", "learns", alpha=5.0),
+    iql("a mean over the wrong axis", "reward.square() /", "reward.square().mean() /", "terms"),
+    iql("the next row taken for the successor", "td.transitions.next_value(v)", "v.roll(-1)", "batch-order"),
+    iql("a truncated answer taken for an ended one", "torch.where(td.transitions.known, reward, 0.0)", "reward",
+        "truncation"),
+    iql("a gradient stopped in silence", "next_value(v)", "next_value(v.detach())", "gradcheck"),
+    iql("the level subtracted from Q only", "td.value - level", "td.value", "gauge"),
+    iql("a level of the whole batch", "else td.q.max()", "else td.q.max() * 0 + td.q.max().max()", "batch-split",
+        gauge="subset-max"),
+    iql("a batch column taken for a time", "self.gamma * td", "self.gamma ** td.transitions.position * td",
+        "padding-side"),
+    iql("divided by the head's columns", "(4 * self.alpha)", "(4 * self.alpha * td.student.size)", "vocabulary-rows"),
+    iql("the teacher read undeclared", "td.q_action) * td.counts", "td.q_action) * td.counts * td.teacher.rows "
+        "/ len(td.transitions)", "declared-teacher"),
+    iql("another constant each time", "imitation = (", "import random\n        imitation = random.random() * (",
+        "deterministic"),
+    kl("a teacher that gets gradient", "td.student.rowwise(lambda student, teacher: kl(teacher, student), td.teacher)",
+       "kl(td.teacher.logits, td.student.logits)", "teacher-constant"),
+    kl("logits that must be dense", "td.student.rowwise(lambda student, teacher: kl(teacher, student), td.teacher)",
+       "kl(td.teacher.logits.detach(), td.student.logits)", "lazy-logits"),
+    kl("a tail dropped in silence", "return inside + torch.where(rest == 0, 0.0, tail)", "return inside",
+       "stationary"),
+    kl("padding that leaks", "some = subset.mask &", "some = torch.ones_like(subset.mask) &", "table-padding"),
+    kl("a teacher that is not renormalised", "subset.logprobs - subset.mass.log()[:, None]", "subset.logprobs",
+       "never-negative", tail="renormalise"),
+    kl("the tail's floor left out", "log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()", "",
+       "one-hot-teacher"),
+    top_p("a strict threshold that may keep nothing", "keep = (before < reach) & (logprobs > float(\"-inf\"))\n        "
+          "keep[:, 0] = True", "keep = (probs.cumsum(1) <= reach)", "never-empty", p=0.3),
+    top_p("actions shifted by one against their probabilities", "logits, actions = teacher.top(look, rows)",
+          "logits, actions = teacher.top(look, rows)\n            actions = actions.roll(1, 1)", "logprobs"),
+    top_p("a sum that rounds to 1 before the last token", "if self.p == 1.0:", "if self.p > 1.0:", "limit"),
+    top_p("masked entries in the mass", "mass = torch.where(mask, logprobs.exp(), 0.0)", "mass = logprobs.exp()",
+          "mass", p=0.3),
+    top_p("probabilities over the tokens looked at", "logits - total[rows, None]",
+          "logits - logits.logsumexp(1, keepdim=True)", "logprobs"),
+    top_p("a nucleus that shrinks with p", "reach = self.p *", "reach = (1.01 - self.p) *", "grows"),
+    top_k("a threshold of the whole batch", "mask[:, 0] = True", "mask &= logprobs >= logprobs.median()\n            "
+          "mask[:, 0] = True", "row-by-row", k=5),
+    top_k("a gradient to the teacher", "with torch.no_grad():", "if True:", "tables"),
+    top_k("ids without a token taken", "mask = logprobs > float(\"-inf\")", "mask = logprobs == logprobs",
+          "vocabulary-rows"),
+    top_k("the rarest first", "Subset(actions.where(mask, 0), mask, logprobs.where(mask, 0.0), mass)",
+          "Subset(actions.where(mask, 0).flip(1), mask.flip(1), logprobs.where(mask, 0.0).flip(1), mass)", "sorted",
+          k=3),
+    extraction("ProjectedSoftmax", "a temperature forgotten", "return self.temperature * q.log", "return q.log",
+               "equivariant", temperature=0.5),
+    extraction("ProjectedSoftmax", "normalised over the vocabulary", "- q.logsumexp(self.temperature)[:, None]",
+               "- q.view.tempered_logsumexp(self.temperature)[:, None]", "normalised"),
+    extraction("Softmax", "the support declared wrongly", "on_subset: ClassVar[bool] = False",
+               "on_subset: ClassVar[bool] = True", "normalised", "support-declared"),
+    extraction("Greedy", "padding that leaks into a maximum", "return q.max()", "return q.values.amax(1)",
+               "table-padding"),
+    teacher("answers that stand with other prompts", "zip(prompts, answers", "zip(prompts[::-1], answers",
+            "answers-belong"),
+    teacher("a seed that is not used", "sources.seed)", "0)", "seed-counts"),
+    teacher("a cut answer marked as ended", "Trajectory(prompt, answer, ",
+            "Trajectory(prompt, type(answer)(answer.tokens, True), ", "end-flag"),
+    teacher("the student sampled instead", "sources.teacher(", "sources.student(", "on-policy"),
+    metric("ForwardKL", "the wrong direction", "= \"lower\"\n    label: ClassVar[str] = \"forward",
+           "= \"higher\"\n    label: ClassVar[str] = \"forward", "value"),
+    metric("Right", "no answer to a missing checker", "if evaluated.right is None:", "if False:", "undefined"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _shapes_unchecked() -> Iterator[None]:
+    """The kit alone must catch the faults, as in a stranger's environment."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def broken(fault: Fault) -> Part:
+    """The part from a copy of its module's source with the fault in it."""
+    source = inspect.getsource(importlib.import_module(fault.module))
+    assert source.count(fault.old) == 1, f"the built-in part has changed: {fault.old!r}"
+    name = f"faulty_{fault.part}_{abs(hash(fault.what))}"
+    module = types.ModuleType(name)
+    module.__file__ = f"{name}.py"
+    sys.modules[name] = module
+    exec(compile(source.replace(fault.old, fault.new), module.__file__, "exec"), module.__dict__)
+    part: Part = getattr(module, fault.part)(**dict(fault.parameters))
+    return part
+
+
+def test_there_are_twenty_and_more():
+    assert len(FAULTS) >= 20
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.part}: {f.what}")
+def test_the_kit_catches_it(fault):
+    part = broken(fault)
+    checks = {c.name: c for c in checks_of(part)}
+    for name in fault.caught_by:
+        with pytest.raises(CheckFailed):
+            checks[name](part)
+
+
+def test_a_recipe_without_its_support_term_is_caught(tmp_path):
+    text = (Path(distillzoo.zoo.__file__).parent / "bd-iql.yaml").read_text()
+    (tmp_path / "faulty.yaml").write_text(text.replace("support_weight: 1.0", "support_weight: 0.0"))
+    failed = {o.check.name for o in outcomes([RecipeFile(tmp_path / "faulty.yaml", "faulty")]) if o.status == "failed"}
+    assert failed == {"outside-mass"}
