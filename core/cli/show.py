@@ -37,7 +37,8 @@ SHOWN: Final[tuple[Kind, ...]] = ("recipe", "subset", "objective", "extraction",
 def list_parts(kind: str | None, as_json: bool) -> None:
     """List what is installed, with the plugin each part comes from.
 
-    KIND is one of subsets, objectives, extractions, trajectories, metrics, suites, recipes; all if not given.
+    KIND is one of subsets, objectives, extractions, trajectories, metrics, suites, recipes (or algorithms); all if not
+    given.
     """
     if kind is not None and kind not in PLURALS and kind not in HOOKS:
         raise UserError(f"There is no kind '{kind}'.{suggest(kind, PLURALS)}")
@@ -49,11 +50,15 @@ def list_parts(kind: str | None, as_json: bool) -> None:
 
         print_json([{"kind": e.kind, "name": e.name, "origin": e.origin, "summary": text} for e, text in rows])
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "name", "what it is", "from"):
-        table.add_column(column, no_wrap=column in {"kind", "name"})
-    for entry, text in rows:
-        table.add_row(entry.kind, entry.name, text, entry.origin)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_column(no_wrap=True)
+    for kind_shown in kinds:
+        table.add_row(f"[bold]{kind_shown}[/bold]", "", "[bold]from[/bold]")
+        for entry, text in rows:
+            if entry.kind == kind_shown:
+                table.add_row(f"  {entry.name}", text, entry.distribution)
     Console().print(table, highlight=False)
 
 
@@ -65,7 +70,7 @@ def _summary(registry: Registry, entry: Entry) -> str:
     if entry.kind == "recipe":
         return Recipe.read(Path(entry.target)).title
     paragraph = (inspect.getdoc(registry.get(entry.kind, entry.name)) or "").partition("\n\n")[0]
-    return re.split(r"(?<=[^.])[.:;](?:\s|$)", " ".join(paragraph.split()), maxsplit=1)[0]
+    return re.split(r"(?<=[^.])[.:;](?:\s|$)", plain(" ".join(paragraph.split())), maxsplit=1)[0]
 
 
 @click.command()
@@ -111,10 +116,20 @@ def _show_part(target: Any, entry: Entry) -> None:
     if getattr(target, "paper", ""):
         console.print(target.paper)
     console.print()
-    console.print(inspect.getdoc(target) or "", markup=False)
+    console.print(plain(inspect.getdoc(target) or ""), markup=False)
     if inspect.isclass(target) and issubclass(target, Part) and target.model_fields:
         console.print()
         console.print(parameters(target))
+
+
+def plain(doc: str) -> str:
+    """A docstring for a screen: a paragraph is one line, which the console wraps; formulas and lists stay as they are."""
+    paragraphs = []
+    for paragraph in doc.replace("``", "").split("\n\n"):
+        lines = paragraph.splitlines()
+        prose = not any(line.startswith((" ", "-", "*")) for line in lines)
+        paragraphs.append(" ".join(lines) if prose else paragraph)
+    return "\n\n".join(paragraphs)
 
 
 def parameters(part: type[Part], chosen: dict[str, Any] | None = None) -> Table:
