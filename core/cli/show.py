@@ -123,7 +123,7 @@ def _show_part(target: Any, entry: Entry) -> None:
 
 
 def plain(doc: str) -> str:
-    """A docstring for a screen: a paragraph is one line, which the console wraps; formulas and lists stay as they are."""
+    """A docstring for a screen: one line a paragraph, which the console wraps; formulas and lists as they are."""
     paragraphs = []
     for paragraph in doc.replace("``", "").split("\n\n"):
         lines = paragraph.splitlines()
