@@ -26,8 +26,12 @@ class Part(BaseModel):
 
     @classmethod
     def examples(cls) -> Sequence["Part"]:
-        """Instances that the conformance kit checks; override it where parameters change what the part does."""
-        return [cls()]
+        """Instances that the conformance kit checks; override it where parameters change what the part does.
+
+        Raises:
+            UserError: a parameter has no default, so the part must give its own examples.
+        """
+        return [cls.configure(f"{cls.__name__}.examples", {})]
 
     @classmethod
     def configure(cls, where: str, params: dict[str, Any]) -> Self:

@@ -222,8 +222,9 @@ class Registry:
             return entry.target
         try:
             target = _imported(entry.target)
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"The {kind} '{name}' of {entry.origin} cannot be imported: {error}.") from error
+        except Exception as error:  # a stranger's module may raise anything
+            cause = f"{type(error).__name__}: {error}".rstrip(".")
+            raise PluginError(f"The {kind} '{name}' of {entry.origin} cannot be imported: {cause}.") from error
         base = _imported(BASES[kind])
         fits = issubclass(target, base) if inspect.isclass(target) else isinstance(target, base)
         if not fits:

@@ -204,3 +204,15 @@ def test_conformance_of_an_unknown_name_is_a_usage_error(distillzoo):
     result = distillzoo("--conformance", "nothing-such", module="pytest")
     assert result.returncode == 4
     assert "no plugin or part named 'nothing-such'" in result.stderr + result.stdout
+
+
+def test_a_part_that_cannot_be_imported_hides_no_other(distillzoo, site):
+    install(site, "my-plugin", part="raise RuntimeError('no luck')")
+    listed = distillzoo("list", "subsets")
+    assert listed.returncode == 0
+    assert "top-p" in listed.stdout
+    assert "unusable" in listed.stdout
+    checked = distillzoo("plugins", "check", "likeliest")
+    assert checked.returncode == 1
+    assert "cannot be imported: RuntimeError: no luck" in checked.stderr
+    refused(distillzoo("run", "--algo", "bd-iql", "--subset", "likeliest"), "RuntimeError: no luck")

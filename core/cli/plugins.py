@@ -96,8 +96,13 @@ def check(name: str | None, as_json: bool) -> None:
 
     reporter = Reporter(quiet=as_json)
     found: list[tuple[Entry, Outcome]] = []
-    subjects = [(entry, part) for entry in entries for part in parts_of(registry, entry)]
-    if not subjects:
+    subjects, unusable = [], []
+    for entry in entries:
+        try:
+            subjects += [(entry, part) for part in parts_of(registry, entry)]
+        except UserError as error:
+            unusable.append(f"{entry.kind} {entry.name}: {error}")
+    if not subjects and not unusable:
         raise UserError(f"'{name}' registers no part that the kit has checks for: {', '.join(KINDS)}.")
     with reporter.stage("checking", total=len(subjects)):
         for entry, part in subjects:
@@ -118,7 +123,9 @@ def check(name: str | None, as_json: bool) -> None:
         )  # fmt: skip
     else:
         _print_outcomes(found, failed)
-    if failed:
+    for text in unusable:
+        click.echo(f"unusable: {text}", err=True)
+    if failed or unusable:
         sys.exit(1)
 
 

@@ -67,9 +67,12 @@ def _kind(text: str) -> Kind:
 
 
 def _summary(registry: Registry, entry: Entry) -> str:
-    if entry.kind == "recipe":
-        return Recipe.read(Path(entry.target)).title
-    paragraph = (inspect.getdoc(registry.get(entry.kind, entry.name)) or "").partition("\n\n")[0]
+    try:
+        if entry.kind == "recipe":
+            return Recipe.read(Path(entry.target)).title
+        paragraph = (inspect.getdoc(registry.get(entry.kind, entry.name)) or "").partition("\n\n")[0]
+    except UserError as error:  # one broken part must not hide the others
+        return f"unusable. {error}"
     return re.split(r"(?<=[^.])[.:;](?:\s|$)", plain(" ".join(paragraph.split())), maxsplit=1)[0]
 
 
