@@ -1,23 +1,12 @@
 """Every part of the zoo passes the conformance kit."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jaxtyping import config
 
 from distillzoo.core.checks import CHECKS, parametrize_with_checks, parts_of
 from distillzoo.core.checks.run import CHECKED_KINDS
 from distillzoo.core.registry import installed
-
-
-@pytest.fixture(autouse=True)
-def _shapes_unchecked() -> Iterator[None]:
-    """torch.compile can't trace the shape checks; the other tests have them."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
 
 PARTS = [part for kind in CHECKED_KINDS for entry in installed().entries(kind) for part in parts_of(installed(), entry)]
 

@@ -48,7 +48,7 @@ class Check:
 
 
 CHECKS: Final[list[Check]] = []
-"""All checks, in the order in which they run: cheap and telling ones first."""
+"""All checks; those of a kind stand in the order in which they run, the telling ones first."""
 
 
 def check(*kinds: Kind, when: Callable[[Any], bool] = lambda part: True) -> Callable[[Callable[[Any], None]], None]:
@@ -93,9 +93,11 @@ def kind_of(part: Subject) -> Kind:
 
 
 def checks_of(part: Subject) -> list[Check]:
-    """The checks that apply to a part."""
+    """The checks that apply to a part, those of its kind before those that all kinds share."""
     kind = kind_of(part)
-    return [c for c in CHECKS if c.kind == kind and c.applies(part)]
+    own, shared = f"{__package__}.{kind}", f"{__package__}.part"
+    found = [c for c in CHECKS if c.kind == kind and c.applies(part)]
+    return sorted(found, key=lambda c: (own, shared).index(c.test.__module__))
 
 
 def known_failures(part: Subject) -> Mapping[str, str]:
@@ -158,9 +160,14 @@ def conform(kind: Kind, part: Subject) -> list[Outcome]:
         TypeError: the part is of another kind.
     """
     if kind_of(part) != kind:
-        raise TypeError(f"{label(part)} is no {kind} but a {kind_of(part)}.")
+        raise TypeError(f"{label(part)} is of the kind {kind_of(part)}, and this runs the checks of the kind {kind}.")
     found = list(outcomes([part]))
-    failed = [f"- {o.check.name}: {o.message}" for o in found if o.status == "failed"]
+    failed: dict[str, list[str]] = {}
+    for o in found:
+        if o.status == "failed":  # one fault may show in many checks with the same message
+            failed.setdefault(o.message, []).append(o.check.name)
     if failed:
-        raise CheckFailed(f"{label(part)} fails {len(failed)} of {len(found)} checks.\n" + "\n".join(failed))
+        count = sum(map(len, failed.values()))
+        lines = [f"- {', '.join(names)}: {message}" for message, names in failed.items()]
+        raise CheckFailed("\n".join([f"{label(part)} fails {count} of {len(found)} checks.", *lines]))
     return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distillzoo.core.checks.check import CheckFailed, check
-from distillzoo.core.checks.measure import compiled_equals
+from distillzoo.core.checks.measure import close, compiled_equals, more_than_the_view, slopes
 from distillzoo.core.checks.world import (
     PLAIN,
     Best,
@@ -79,7 +79,7 @@ def unchanged(part: PolicyExtraction, lay: Lay, change: str, mistake: str) -> No
             ("value", value_of(part, plain), value_of(part, other)),
             ("policy", part.log_policy(plain, actions).sum(1), part.log_policy(other, actions).sum(1)),
         ):
-            if not torch.allclose(one, two, atol=1e-7, equal_nan=True):
+            if not close(one, two, atol=1e-7):
                 seen = rows_of(one.tolist(), two.tolist())
                 raise CheckFailed(f"The {name} changes {change}: {seen}. Most likely {mistake}.")
 
@@ -105,7 +105,7 @@ def normalised(part: PolicyExtraction) -> None:
     world = make_world()
     for subset in SUBSETS:
         found = probabilities(part, q_of(world, subset)).sum(1)
-        if not torch.allclose(found, torch.ones_like(found), atol=1e-6):
+        if not close(found, torch.ones_like(found), atol=1e-6):
             raise CheckFailed(
                 f"The policy sums to {found.tolist()[0]:.6g} over its support and should sum to 1. Most likely it is "
                 f"normalised over another set than on_subset says, or at another temperature than it is computed."
@@ -120,13 +120,13 @@ def equivariant(part: PolicyExtraction) -> None:
     for subset in SUBSETS:
         before = q_of(world, subset, DenseLogits(world.student))
         after = q_of(world, subset, DenseLogits(world.student + shift[:, None]))
-        if not torch.allclose(value_of(part, before) + shift, value_of(part, after), atol=1e-6):
+        if not close(value_of(part, before) + shift, value_of(part, after), atol=1e-6):
             seen = rows_of((value_of(part, before) + shift).tolist(), value_of(part, after).tolist())
             raise CheckFailed(
                 f"V(Q + c) is not V(Q) + c: {seen.replace(' was ', ' should be ')}. Most likely a temperature "
                 f"multiplies only one of Q and the logsumexp."
             )
-        if not torch.allclose(probabilities(part, before), probabilities(part, after), atol=1e-6):
+        if not close(probabilities(part, before), probabilities(part, after), atol=1e-6):
             raise CheckFailed("The policy changes with a constant a state on Q. Most likely it isn't normalised.")
 
 
@@ -137,10 +137,10 @@ def potential(part: PolicyExtraction) -> None:
     for subset in SUBSETS:
         leaf = world.student.detach().clone().requires_grad_()
         q = q_of(world, subset, DenseLogits(leaf))
-        (slope,) = torch.autograd.grad(value_of(part, q).sum(), leaf)
+        (slope,) = slopes(value_of(part, q), leaf)
         actions, mask = support(part, q)
         found = torch.where(mask, slope.gather(1, actions), 0.0)
-        if not torch.allclose(found, probabilities(part, q).detach(), atol=1e-6):
+        if not close(found, probabilities(part, q).detach(), atol=1e-6):
             raise CheckFailed(
                 "dV/dQ is not the policy, and the extraction claims value_is_potential. Most likely value and policy "
                 "are at different temperatures, or on different sets."
@@ -160,9 +160,9 @@ def support_declared(part: PolicyExtraction) -> None:
     else:
         one = q_of(world, Best())
         two = q_of(world, Whole())
-    same_value = torch.allclose(value_of(part, one), value_of(part, two), atol=1e-7)
+    same_value = close(value_of(part, one), value_of(part, two), atol=1e-7)
     first, second = (part.log_policy(q, inside.actions).exp() for q in (one, two))
-    if not same_value or not torch.allclose(first, second, atol=1e-7):
+    if not same_value or not close(first, second, atol=1e-7):
         role = "logits outside the subset change" if part.on_subset else "the subset changes"
         raise CheckFailed(
             f"on_subset is {part.on_subset}, and {role} the value or the policy. Most likely the "
@@ -194,14 +194,15 @@ def vocabulary_rows(part: PolicyExtraction) -> None:
 def lazy_logits(part: PolicyExtraction) -> None:
     """Dense and lazy logits agree in value and gradient."""
     change, mistake = "when the logits are hidden states times a head", "more is read than the view's methods give"
-    unchanged(part, Lay(lazy=True), change, mistake)
     world = make_world()
     for subset in SUBSETS:
-        slopes = []
-        for lay in (PLAIN, Lay(lazy=True)):
-            found = value_of(part, q_of(world, subset, lay=lay)).sum()
-            slopes.append(torch.autograd.grad(found, (world.hidden, world.weight)))
-        if not all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*slopes, strict=True)):
+        with more_than_the_view():
+            unchanged(part, Lay(lazy=True), change, mistake)
+            dense, lazy = (
+                slopes(value_of(part, q_of(world, subset, lay=lay)), world.hidden, world.weight)
+                for lay in (PLAIN, Lay(lazy=True))
+            )
+        if not all(close(a, b, atol=1e-7) for a, b in zip(dense, lazy, strict=True)):
             raise CheckFailed(f"The value's gradient changes {change}. Most likely {mistake}.")
 
 
@@ -216,9 +217,7 @@ def row_by_row(part: PolicyExtraction) -> None:
             pick = slice(row, row + 1)
             one = replace(world, teacher=world.teacher[pick], hidden=world.hidden[pick])
             q = q_of(one, subset)
-            if not torch.allclose(whole[pick], value_of(part, q)) or not torch.allclose(
-                policy[pick], probabilities(part, q)
-            ):
+            if not close(whole[pick], value_of(part, q)) or not close(policy[pick], probabilities(part, q)):
                 raise CheckFailed(
                     f"Value or policy of row {row} are others alone than in a batch. Most likely a maximum or a "
                     f"sum runs "
@@ -262,7 +261,7 @@ def infinite_logits(part: PolicyExtraction) -> None:
         leaf = torch.where(keep, sharp, -math.inf).requires_grad_()
         q = SubsetQ(DenseLogits(leaf), inside)
         found = value_of(part, q)
-        (slope,) = torch.autograd.grad(found.sum(), leaf)
+        (slope,) = slopes(found, leaf)
         if not bool(torch.isfinite(found).all()) or not bool(torch.isfinite(slope).all()):
             raise CheckFailed(
                 f"Value or gradient are not finite at logits around {scale * 5:g} or at -inf outside the subset. Most "
@@ -302,19 +301,19 @@ def deterministic(part: PolicyExtraction) -> None:
         for _ in range(2):
             q = q_of(world, subset)
             found.append(torch.cat([value_of(part, q), probabilities(part, q).sum(1)]))
-        if not torch.equal(*found):
+        if not close(found[0], found[1], rtol=0.0, atol=0.0):
             raise CheckFailed("The same Q gives another value or policy. Most likely the extraction keeps state.")
 
 
 @check("extraction")
 def low_precision(part: PolicyExtraction) -> None:
-    """Under bfloat16 autocast the value is that of float64 on the rounded inputs, to 1%."""
+    """Under bfloat16 autocast the value is that of float64 on the rounded inputs, to 0.1%."""
     world = make_world().to(torch.bfloat16).to(torch.float32)
     for subset in SUBSETS:
         exact = value_of(part, q_of(world.to(torch.float64), subset))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = value_of(part, q_of(world, subset, lay=Lay(lazy=True)))
-        if not torch.allclose(exact, rough.double(), rtol=0.01, atol=0.01):
+        if not close(exact, rough, rtol=1e-3, atol=1e-3):
             seen = rows_of(exact.tolist(), rough.tolist())
             raise CheckFailed(f"The value is off under bfloat16 autocast: {seen}. Most likely a sum in bfloat16.")
 

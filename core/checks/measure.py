@@ -2,11 +2,13 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
+from jaxtyping import config
 from torch import Tensor
 
 from distillzoo.core.checks.check import CheckFailed
@@ -101,11 +103,15 @@ def measure(objective: Objective, world: World, composition: Composition, lay: L
 
 
 def gradients(loss: Tensor, world: World) -> tuple[Tensor, ...]:
-    """Gradient of the summed loss for the student's factors; zeros where there is none."""
-    leaves = (world.hidden, world.weight)
-    if not loss.requires_grad:
+    """Gradient of the summed loss for the student's factors."""
+    return slopes(loss, world.hidden, world.weight)
+
+
+def slopes(value: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    """Gradient of the sum for each leaf; zeros where there is none."""
+    if not value.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    found = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+    found = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
     return tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True))
 
 
@@ -171,8 +177,7 @@ def descend(
     for _ in range(STEPS):
         now = replace(td, student=DenseLogits(table[state]))
         loss = composed(objective, now)
-        optimiser.zero_grad()
-        loss.mean().backward()
+        (table.grad,) = slopes(loss.mean(), table)
         optimiser.step()
     return before, distance()
 
@@ -181,18 +186,46 @@ def compiled_equals(function: Callable[[Tensor], Tensor], argument: Tensor) -> N
     """Refuse a function that torch.compile cannot trace, or that gives something else when traced."""
     torch.compiler.reset()
     expected = function(argument)
-    log = logging.getLogger("torch._dynamo")
-    before = log.level
     try:
-        log.setLevel(logging.ERROR)  # a break of the graph costs speed and is no fault
-        found = torch.compile(function, backend="eager", dynamic=False)(argument)
+        with _tracing():
+            found = torch.compile(function, backend="eager", dynamic=False)(argument)
     except Exception as error:
         first = str(error).strip().splitlines()[:1]
         raise CheckFailed(f"torch.compile cannot trace it: {type(error).__name__}: {''.join(first)}") from error
-    finally:
-        log.setLevel(before)
     if not torch.allclose(expected, found, rtol=1e-5, atol=1e-6, equal_nan=True):
         raise CheckFailed(
             "Under torch.compile the values differ. Most likely a Python branch on a tensor's value was frozen, or an "
             "array was changed in place."
         )
+
+
+@contextmanager
+def more_than_the_view() -> Iterator[None]:
+    """Name the mistake where a part reads something of the logits that lazy ones don't have."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        raise CheckFailed(
+            f"With lazy logits it raises {error!r}. Most likely more is read than the view's methods give (.logits)."
+        ) from error
+
+
+def close(one: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-7) -> bool:
+    """Whether two tensors agree, whatever their data types; NaN agrees with NaN, other checks find it."""
+    return torch.allclose(one.double(), other.double(), rtol=rtol, atol=atol, equal_nan=True)
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """Dynamo's remarks off the screen, for a break of its graph is no fault; shape checks off, it can't trace them."""
+    logs = [logging.getLogger(name) for name in ("torch._dynamo", "torch.__trace")]
+    levels, checked = [log.level for log in logs], config.jaxtyping_disable
+    try:
+        config.update("jaxtyping_disable", True)
+        for log in logs:
+            log.setLevel(logging.ERROR)
+        yield
+    finally:
+        config.update("jaxtyping_disable", checked)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -1,16 +1,17 @@
 """Checks of recipes."""
 
 import math
+import tempfile
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from distillzoo.core.checks.check import CheckFailed, RecipeFile, check
 from distillzoo.core.checks.measure import STEPS, composed, descend, evaluate, gradients, total
 from distillzoo.core.checks.world import Lay, Layout, batch, make_tree, make_world, members
-from distillzoo.core.config import RunConfig, build_part, dump, resolve
+from distillzoo.core.config import RunConfig, build_part, dump, merge, resolve
 from distillzoo.core.errors import UserError
 from distillzoo.core.extraction import PolicyExtraction
 from distillzoo.core.logits import DenseLogits
@@ -23,23 +24,25 @@ from distillzoo.core.trajectories import TrajectorySource
 
 @cache
 def _registry(recipe: RecipeFile) -> Registry:
-    """The installed parts, with the recipe's file entered where it isn't installed."""
+    """The installed parts, with the recipe's file entered where it isn't the installed one of its name."""
     found = installed()
-    return found if recipe.name in found.names("recipe") else found.with_recipe(recipe.name, recipe.path)
+    known = recipe.name in found.names("recipe") and found.entry("recipe", recipe.name).target == recipe.path
+    return found if known else found.with_recipe(recipe.name, recipe.path)
 
 
-def config_of(recipe: RecipeFile, family: str | None = None) -> RunConfig:
+def config_of(recipe: RecipeFile) -> RunConfig:
     """The recipe's resolved configuration."""
-    flags: dict[str, Any] = {} if family is None else {"teacher": {"model": family}}
     try:
-        return resolve(_registry(recipe), algo=recipe.name, flags=flags)
+        return resolve(_registry(recipe), algo=recipe.name)
     except UserError as error:
         raise CheckFailed(f"The recipe doesn't resolve: {error}") from None
 
 
-def parts_of(recipe: RecipeFile) -> tuple[ActionSubset, Objective, PolicyExtraction, TrajectorySource]:
-    """The parts that the recipe composes."""
-    config = config_of(recipe)
+def parts_of(
+    recipe: RecipeFile, config: RunConfig | None = None
+) -> tuple[ActionSubset, Objective, PolicyExtraction, TrajectorySource]:
+    """The parts that the recipe composes, or those of a configuration that its settings give."""
+    config = config or config_of(recipe)
     subset, objective, extraction, source = (build_part(_registry(recipe), config, kind) for kind in PART_KINDS)
     return subset, objective, extraction, source
 
@@ -71,35 +74,24 @@ def documented(recipe: RecipeFile) -> None:
 @check("recipe")
 def resolves(recipe: RecipeFile) -> None:
     """It resolves to parts that fit, on its own and with each of its settings."""
-    _, objective, extraction, _ = parts_of(recipe)
-    try:
-        objective.check(extraction)
-    except UserError as error:
-        raise CheckFailed(f"The parts don't fit: {error}") from None
-    suites = set(_registry(recipe).names("suite"))
-    for family, tree in Recipe.read(recipe.path).settings.items():
-        if family in suites:
-            config_of(recipe, family)
-        else:
-            _settings_fit(recipe, family, tree)
-
-
-def _settings_fit(recipe: RecipeFile, family: str, tree: dict[str, Any]) -> None:
-    from distillzoo.core.config import merge
-
-    run = merge(Recipe.read(recipe.path).run, tree)
-    try:
-        resolve(_registry(recipe), flags=run)
-    except UserError as error:
-        raise CheckFailed(f"The settings for '{family}' don't resolve: {error}") from None
+    found = Recipe.read(recipe.path)
+    configs = {"the recipe": config_of(recipe)}
+    for family, tree in found.settings.items():
+        try:
+            configs[f"the settings for '{family}'"] = resolve(_registry(recipe), flags=merge(found.run, tree))
+        except UserError as error:
+            raise CheckFailed(f"The settings for '{family}' don't resolve: {error}") from None
+    for which, config in configs.items():
+        _, objective, extraction, _ = parts_of(recipe, config)
+        try:
+            objective.check(extraction)
+        except UserError as error:
+            raise CheckFailed(f"The parts of {which} don't fit: {error}") from None
 
 
 @check("recipe")
 def round_trip(recipe: RecipeFile) -> None:
     """The resolved configuration, written out and read back, is the same."""
-    import tempfile
-    from pathlib import Path
-
     text = dump(config_of(recipe))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
@@ -125,7 +117,7 @@ def gradient(recipe: RecipeFile) -> None:
         part, _ = batch(world, (subset, extraction), Lay(Layout((i,))))
         pieces += float(total(evaluate(objective, part)).sum().detach())
     if abs(pieces - float(loss.sum().detach())) > 1e-6 * (1 + abs(pieces)):
-        raise CheckFailed(f"The loss of a batch is {float(loss.sum()):.6g}, and {pieces:.6g} in parts.")
+        raise CheckFailed(f"The loss of a batch is {float(loss.sum().detach()):.6g}, and {pieces:.6g} in parts.")
 
 
 @check("recipe")

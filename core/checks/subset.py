@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from distillzoo.core.checks.check import CheckFailed, check, label
-from distillzoo.core.checks.measure import compiled_equals
-from distillzoo.core.checks.world import V, make_world, rows_of, student_view, teacher_view
+from distillzoo.core.checks.measure import compiled_equals, more_than_the_view
+from distillzoo.core.checks.world import Lay, V, make_world, rows_of, student_view, teacher_view
 from distillzoo.core.logits import DenseLogits, LogitView
 from distillzoo.core.subset import ActionSubset, Subset
 
@@ -231,12 +231,11 @@ def vocabulary_rows(part: ActionSubset) -> None:
 @check("subset")
 def lazy_teacher(part: ActionSubset) -> None:
     """Dense and lazy teacher logits give the same sets."""
-    from distillzoo.core.checks.world import Lay
-
     world = make_world()
     hidden, weight = world.hidden.detach(), world.weight.detach()
     dense = chosen(part, student_view(hidden, weight))
-    lazy = chosen(part, student_view(hidden, weight, Lay(lazy=True)))
+    with more_than_the_view():
+        lazy = chosen(part, student_view(hidden, weight, Lay(lazy=True)))
     difference(
         dense,
         lazy,
@@ -276,7 +275,7 @@ def infinite_logits(part: ActionSubset) -> None:
     """A teacher's logit of +inf gives the set of the one-hot limit or NaN, never a plausible wrong set."""
     logits = make_world().teacher.clone()
     logits[:, 3] = math.inf
-    subset = part.select(DenseLogits(logits))
+    subset = chosen(part, DenseLogits(logits))
     if subset.full:
         return
     known = torch.isfinite(subset.mass)
@@ -354,7 +353,7 @@ def compiles(part: ActionSubset) -> None:
     """Under ``torch.compile`` the sets are the same."""
 
     def run(logits: Tensor) -> Tensor:
-        subset = part.select(DenseLogits(logits))
+        subset = chosen(part, DenseLogits(logits))
         return (subset.mass[:, None] + subset.actions * subset.mask).sum(1)
 
     compiled_equals(run, make_world().teacher)

@@ -13,7 +13,7 @@ from distillzoo.core.config import merge
 from distillzoo.core.hookspecs import Register
 from distillzoo.core.registry import Registry
 from tests.core.checks.catching import assert_caught
-from tests.core.checks.test_catch_objective import Cloning
+from tests.core.checks.test_catch_objective import Cloning, DividedByRows
 
 
 class Percent(Cloning):
@@ -31,6 +31,7 @@ class Plugin:
     @hookimpl
     def register_objectives(self, register: Register) -> None:
         register("percent", Percent)
+        register("divided-by-rows", DividedByRows)
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +58,13 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("documented", {"formula": "cross entropy"}, "formula has no '='"),
     ("resolves", {"run": {"objective": {"name": "nnl"}}}, "no objective named 'nnl'. Did you mean 'nll'"),
     ("resolves", {"run": {"subset": {"name": "top-k", "p": 0.5}}}, "'subset.p' is not a known field"),
-    ("resolves", {"run": {"extraction": {"name": "greedy"}}}, "The parts don't fit: .* Use an extraction such as"),
+    ("resolves", {"run": {"extraction": {"name": "greedy"}}}, "of the recipe don't fit: .* Use an extraction such as"),
+    ("resolves", {"settings": {"llama": {"extraction": {"name": "greedy"}}}}, "of the settings for 'llama' don't fit"),
     ("resolves", {"settings": {"micro": {"train": {"lr": -1}}}}, "'train.lr' is -1"),
     ("resolves", {"settings": {"llama": {"train": {"lr": -1}}}}, "settings for 'llama' don't resolve: 'train.lr'"),
     ("round-trip", {"run": {"objective": {"name": "percent"}}}, "changes when it is written out and read back"),
     ("gradient", {"run": ON_ONE_TOKEN}, "has no gradient for the student"),
+    ("gradient", {"run": {"objective": {"name": "divided-by-rows"}}}, "The loss of a batch is .* in parts"),
     ("outside-mass", {"run": ON_SUBSET}, r"nothing holds it there\. Set objective\.support_weight"),
     ("learns", {"run": ON_ONE_TOKEN}, "student's KL to the teacher over all tokens is"),
 ]
@@ -87,3 +90,9 @@ def test_a_broken_recipe_is_caught(name, changes, message, tmp_path):
 def test_a_recipe_is_named_like_its_file(tmp_path):
     found = written(tmp_path, {})
     assert_caught("readable", RecipeFile(found.path, "copying"), "'cloning.yaml' is registered as 'copying'")
+
+
+def test_a_file_is_checked_also_when_a_recipe_of_its_name_is_installed(tmp_path):
+    found = written(tmp_path, {"run": {"objective": {"name": "nnl"}}})
+    found.path.rename(tmp_path / "bc.yaml")
+    assert_caught("resolves", RecipeFile(tmp_path / "bc.yaml", "bc"), "no objective named 'nnl'")

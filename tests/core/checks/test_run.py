@@ -108,11 +108,11 @@ def test_what_a_part_raises_is_a_failure_and_the_other_checks_go_on():
 @pytest.mark.parametrize(
     ("run", "part", "message"),
     [
-        (check_subset, NLL(), r"NLL\(\) is no subset but a objective"),
-        (check_objective, TopK(k=2), r"TopK\(k=2\) is no objective but a subset"),
-        (check_extraction, FromTeacher(), r"FromTeacher\(\) is no extraction but a trajectories"),
-        (check_trajectories, Softmax(), r"Softmax\(\) is no trajectories but a extraction"),
-        (check_metric, RecipeFile(Path("bc.yaml"), "bc"), "bc is no metric but a recipe"),
+        (check_subset, NLL(), r"NLL\(\) is of the kind objective"),
+        (check_objective, TopK(k=2), r"TopK\(k=2\) is of the kind subset"),
+        (check_extraction, FromTeacher(), r"FromTeacher\(\) is of the kind trajectories"),
+        (check_trajectories, Softmax(), r"Softmax\(\) is of the kind extraction"),
+        (check_metric, RecipeFile(Path("bc.yaml"), "bc"), "bc is of the kind recipe"),
         (check_subset, TopK, "Did you pass the class instead of an instance"),
     ],
 )
