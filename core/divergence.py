@@ -1,11 +1,112 @@
-"""Divergences between two softmax distributions, a row."""
+"""Divergences between teacher and student, a state: over the vocabulary, or over a subset with a word on the tail."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
+
+from distillzoo.core.objective import LossTerms, Objective, TDBatch, term
+from distillzoo.core.subset import ActionSubset
+
+NEVER: Final = -1e4
+"""Log-probability, in nats, that stands for -inf: exp of it is 0 in every data type, and 0 times it is 0."""
+
+FLOOR: Final = 64
+"""Least mass outside the subset, in units of the data type's precision, below which 1 - mass is noise."""
 
 
 def kl(p: Float[Tensor, "n V"], q: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-    """KL(softmax(p) || softmax(q)) of each row, in nats; columns that are -inf in p count 0, also where both are."""
+    """KL(softmax(p) || softmax(q)) of each row of logits, in nats; columns that are -inf in p count 0."""
     log_p, log_q = p.log_softmax(1), q.log_softmax(1)
     return (log_p.exp() * torch.where(log_p == float("-inf"), 0.0, log_p - log_q)).sum(1)
+
+
+@dataclass(frozen=True)
+class DivergenceTerms(LossTerms):
+    """The term of a ``Divergence``, ``[N]``, in nats."""
+
+    divergence: Float[Tensor, "N"] = term()
+
+
+class Divergence(Objective):
+    """Base of the objectives D(pi_T, pi)(s) in every visited state. A divergence implements ``distance``.
+
+    With the subset ``full`` both distributions run over the vocabulary, in chunks. On another subset A(s) the tail is
+
+    - ``renormalise``: both policies are renormalised on A(s); mass outside the subset is free;
+    - ``bucket``: one further action holds the rest of the mass of each, so the student's mass on A(s) is held too.
+      For an f-divergence it is a lower bound of the full one (data processing inequality).
+
+    pi is the softmax of the student's logits at temperature 1. ``[N]`` terms, never negative, 0 only where the two
+    agree.
+    """
+
+    tail: Literal["renormalise", "bucket"] = Field("bucket", description="what becomes of the mass outside the subset")
+
+    @classmethod
+    def examples(cls) -> Sequence["Divergence"]:
+        return [cls(tail="bucket"), cls(tail="renormalise")]
+
+    @property
+    def never_negative(self) -> bool:
+        return True
+
+    @property
+    def stationary_at_teacher(self) -> bool:
+        return True
+
+    @property
+    def gauge_free(self) -> bool:
+        return True
+
+    def needs_teacher_view(self, subset: ActionSubset) -> bool:
+        return not subset.needs_teacher
+
+    @abstractmethod
+    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
+        """D of each row, from the teacher's and the student's log-probabilities, which sum to 1 each.
+
+        An action that one of them never takes has ``NEVER``, so that products with its probability are 0.
+        """
+
+    def terms(self, td: TDBatch) -> DivergenceTerms:
+        if td.subset.full:
+            return DivergenceTerms(td.student.rowwise(self._whole, td.teacher))
+        log_p, log_q = renormalised(td) if self.tail == "renormalise" else bucketed(td)
+        return DivergenceTerms(self.distance(log_p, log_q))
+
+    def _whole(self, student: Float[Tensor, "n V"], teacher: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
+        return self.distance(teacher.log_softmax(1).clamp(min=NEVER), student.log_softmax(1).clamp(min=NEVER))
+
+
+def renormalised(td: TDBatch) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
+    """Log-probabilities of teacher and student, renormalised on the subset; ``NEVER`` where masked."""
+    log_p = td.subset.logprobs - td.subset.mass.log()[:, None]
+    log_q = td.q.values - td.q.logsumexp()[:, None]
+    return _masked(log_p, td), _masked(log_q, td)
+
+
+def bucketed(td: TDBatch) -> tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]]:
+    """Log-probabilities of teacher and student on the subset, and those of all other tokens as one more action."""
+    level = td.student.logsumexp()
+    log_q = td.q.values - level[:, None]
+    log_mass = td.q.logsumexp() - level
+    # a floor on the mass outside, in value only: the gradient must go on pulling the mass back there
+    floor = -FLOOR * torch.finfo(log_mass.dtype).eps
+    log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()
+    some = td.subset.size < td.student.tokens
+    rest_p = torch.where(some, 1.0 - td.subset.mass, 0.0).clamp(min=0.0).log().clamp(min=NEVER)
+    rest_q = torch.where(some, torch.log(-torch.expm1(log_mass)), NEVER)
+    return (
+        torch.cat([_masked(td.subset.logprobs, td), rest_p[:, None].to(log_q.dtype)], 1),
+        torch.cat([_masked(log_q, td), rest_q[:, None]], 1),
+    )
+
+
+def _masked(logprobs: Float[Tensor, "N K"], td: TDBatch) -> Float[Tensor, "N K"]:
+    return logprobs.masked_fill(~td.subset.mask, NEVER).clamp(min=NEVER)

@@ -16,7 +16,7 @@ SURFACE: dict[str, tuple[str, ...]] = {
     "core/subset.py": ("Subset", "WholeVocabulary", "SubsetQ", "ActionSubset"),
     "core/transitions.py": ("Transitions",),
     "core/objective.py": ("TDBatch", "term", "watched", "LossTerms", "Objective"),
-    "core/divergence.py": ("kl",),
+    "core/divergence.py": ("kl", "Divergence"),
     "core/extraction.py": ("Decoding", "PolicyExtraction"),
     "core/trajectories.py": ("Completion", "PromptRow", "Trajectory", "Sampler", "Sources", "TrajectorySource"),
     "core/metric.py": ("Evaluated", "Metric"),

@@ -39,6 +39,9 @@ OBJECTIVES, SUBSETS, EXTRACTIONS, SOURCES = (
 )
 
 
+DIVERGENCE = "distillzoo.core.divergence"
+
+
 def nll(what: str, old: str, new: str, *caught_by: str) -> Fault:
     return Fault(what, f"{OBJECTIVES}.nll", "NLL", old, new, caught_by)
 
@@ -48,7 +51,8 @@ def iql(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fa
 
 
 def kl(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
-    return Fault(what, f"{OBJECTIVES}.forward_kl", "ForwardKL", old, new, caught_by, tuple(parameters.items()))
+    """A fault in what all divergences share, seen on the forward KL."""
+    return Fault(what, DIVERGENCE, "ForwardKL", old, new, caught_by, tuple(parameters.items()))
 
 
 def top_p(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
@@ -99,15 +103,16 @@ FAULTS = [
         "/ len(td.transitions)", "declared-teacher"),
     iql("another constant each time", "imitation = (", "import random\n        imitation = random.random() * (",
         "deterministic"),
-    kl("a teacher that gets gradient", "td.student.rowwise(lambda student, teacher: kl(teacher, student), td.teacher)",
-       "kl(td.teacher.logits, td.student.logits)", "teacher-constant"),
-    kl("logits that must be dense", "td.student.rowwise(lambda student, teacher: kl(teacher, student), td.teacher)",
-       "kl(td.teacher.logits.detach(), td.student.logits)", "lazy-logits"),
-    kl("a tail dropped in silence", "return inside + torch.where(rest == 0, 0.0, tail)", "return inside",
-       "stationary"),
-    kl("padding that leaks", "some = subset.mask &", "some = torch.ones_like(subset.mask) &", "table-padding"),
-    kl("a teacher that is not renormalised", "subset.logprobs - subset.mass.log()[:, None]", "subset.logprobs",
-       "never-negative", tail="renormalise"),
+    kl("a teacher that gets gradient", "td.student.rowwise(self._whole, td.teacher)",
+       "self._whole(td.student.logits, td.teacher.logits)", "teacher-constant"),
+    kl("logits that must be dense", "td.student.rowwise(self._whole, td.teacher)",
+       "self._whole(td.student.logits, td.teacher.logits.detach())", "lazy-logits"),
+    kl("teacher and student exchanged", "td.student.rowwise(self._whole, td.teacher)",
+       "td.teacher.rowwise(self._whole, td.student)", "terms"),
+    kl("a tail dropped in silence", "torch.log(-torch.expm1(log_mass)), NEVER)", "0.0, NEVER)", "stationary"),
+    kl("padding that leaks", "logprobs.masked_fill(~td.subset.mask, NEVER)", "logprobs", "table-padding"),
+    kl("a teacher that is not renormalised", "td.subset.logprobs - td.subset.mass.log()[:, None]",
+       "td.subset.logprobs", "never-negative", tail="renormalise"),
     kl("the tail's floor left out", "log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()", "",
        "one-hot-teacher"),
     top_p("a strict threshold that may keep nothing", "keep = (before < reach) & (logprobs > float(\"-inf\"))\n        "
@@ -160,13 +165,19 @@ def broken(fault: Fault) -> Part:
     """The part from a copy of its module's source with the fault in it."""
     source = inspect.getsource(importlib.import_module(fault.module))
     assert source.count(fault.old) == 1, f"the built-in part has changed: {fault.old!r}"
-    name = f"faulty_{fault.part}_{abs(hash(fault.what))}"
-    module = types.ModuleType(name)
-    module.__file__ = f"{name}.py"
-    sys.modules[name] = module
-    exec(compile(source.replace(fault.old, fault.new), module.__file__, "exec"), module.__dict__)
+    module = copied(f"faulty_{fault.part}_{abs(hash(fault))}", source.replace(fault.old, fault.new))
+    if fault.module == DIVERGENCE:
+        using = inspect.getsource(importlib.import_module(f"{OBJECTIVES}.forward_kl"))
+        module = copied(f"{module.__name__}_used", using.replace(DIVERGENCE, module.__name__))
     part: Part = getattr(module, fault.part)(**dict(fault.parameters))
     return part
+
+
+def copied(name: str, source: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    return module
 
 
 def test_there_are_twenty_and_more():

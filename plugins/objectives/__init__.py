@@ -9,4 +9,10 @@ def register_objectives(register: Register) -> None:
     here = __name__
     register("nll", f"{here}.nll:NLL")
     register("forward-kl", f"{here}.forward_kl:ForwardKL")
+    register("reverse-kl", f"{here}.reverse_kl:ReverseKL")
+    register("jsd", f"{here}.jsd:JSD")
+    register("skew-kl", f"{here}.skew_kl:SkewKL")
+    register("skew-reverse-kl", f"{here}.skew_reverse_kl:SkewReverseKL")
+    register("total-variation", f"{here}.total_variation:TotalVariation")
+    register("alpha-divergence", f"{here}.alpha_divergence:AlphaDivergence")
     register("iql", f"{here}.iql:IQL")

@@ -128,7 +128,7 @@ def test_a_row_whose_action_the_subset_misses_does_not_count(world):
 @pytest.mark.parametrize("tail", ["renormalise", "bucket"])
 def test_forward_kl_equals_a_loop(world, tail):
     td = world.td(TopP(p=0.6), Softmax())
-    found = ForwardKL(tail=tail).terms(td).forward_kl.tolist()
+    found = ForwardKL(tail=tail).terms(td).divergence.tolist()
     for value, student, teacher in zip(found, world.student.tolist(), world.teacher.tolist(), strict=True):
         chosen = nucleus(teacher, 0.6)
         p = [softmax(teacher)[a] for a in chosen]
@@ -141,20 +141,20 @@ def test_forward_kl_equals_a_loop(world, tail):
 
 
 def test_forward_kl_on_full_equals_a_loop(world):
-    found = ForwardKL().terms(world.td(Full(), Softmax())).forward_kl.tolist()
+    found = ForwardKL().terms(world.td(Full(), Softmax())).divergence.tolist()
     expected = [kl(softmax(t), softmax(s)) for s, t in zip(world.student.tolist(), world.teacher.tolist(), strict=True)]
     assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("tail", ["renormalise", "bucket"])
 def test_forward_kl_on_the_whole_support_is_the_full_divergence(world, tail):
-    everything = ForwardKL(tail=tail).terms(world.td(TopP(p=1.0), Softmax())).forward_kl
-    torch.testing.assert_close(everything, ForwardKL().terms(world.td(Full(), Softmax())).forward_kl)
+    everything = ForwardKL(tail=tail).terms(world.td(TopP(p=1.0), Softmax())).divergence
+    torch.testing.assert_close(everything, ForwardKL().terms(world.td(Full(), Softmax())).divergence)
 
 
 def test_the_bucket_is_a_lower_bound_and_never_negative(world):
-    full = ForwardKL().terms(world.td(Full(), Softmax())).forward_kl
-    bucket = ForwardKL(tail="bucket").terms(world.td(TopP(p=0.6), Softmax())).forward_kl
+    full = ForwardKL().terms(world.td(Full(), Softmax())).divergence
+    bucket = ForwardKL(tail="bucket").terms(world.td(TopP(p=0.6), Softmax())).divergence
     assert (bucket <= full + 1e-12).all()
     assert (bucket >= 0).all()
 
@@ -164,7 +164,7 @@ def test_the_bucket_is_a_lower_bound_and_never_negative(world):
 def test_a_student_like_its_teacher_is_a_stationary_point_of_forward_kl(world, subset, tail):
     world.weight = torch.eye(V, dtype=torch.float64)
     world.hidden = world.teacher.clone().requires_grad_()
-    value = ForwardKL(tail=tail).terms(world.td(subset, Softmax())).forward_kl.sum()
+    value = ForwardKL(tail=tail).terms(world.td(subset, Softmax())).divergence.sum()
     assert value.item() == pytest.approx(0.0, abs=1e-10)
     value.backward()
     assert world.hidden.grad is not None
@@ -206,7 +206,7 @@ def test_the_bucket_pulls_mass_back_outside_also_below_its_floor():
     world.hidden = torch.tensor([[30.0, 0.0]], requires_grad=True)
     world.weight = torch.eye(2)
     world.transitions = chain((1,), (True,), torch.tensor([0]))
-    value = ForwardKL(tail="bucket").terms(world.td(TopK(k=1), Softmax())).forward_kl
+    value = ForwardKL(tail="bucket").terms(world.td(TopK(k=1), Softmax())).divergence
     value.sum().backward()
     assert world.hidden.grad is not None
     assert value.item() > 0.5

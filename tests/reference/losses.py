@@ -71,3 +71,28 @@ def iql_loss(
 
 def kl(p: list[float], q: list[float]) -> float:
     return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def divergence(name: str, p: list[float], q: list[float], weight: float = 0.0) -> float:
+    """The divergences of the zoo between two lists of probabilities, by their definitions."""
+
+    def against(a: list[float], share: float) -> float:
+        """KL(a || share p + (1 - share) q)."""
+        return kl(a, [share * x + (1 - share) * y for x, y in zip(p, q, strict=True)])
+
+    pairs = list(zip(p, q, strict=True))
+    if name == "forward-kl":
+        return kl(p, q)
+    if name == "reverse-kl":
+        return kl(q, p)
+    if name == "jsd":
+        return weight * against(p, weight) + (1 - weight) * against(q, weight)
+    if name == "skew-kl":
+        return against(p, weight)
+    if name == "skew-reverse-kl":
+        return against(q, 1 - weight)
+    if name == "total-variation":
+        return sum(abs(x - y) for x, y in pairs) / 2
+    if name == "alpha-divergence":
+        return (1 - sum(x**weight * y ** (1 - weight) for x, y in pairs)) / (weight * (1 - weight))
+    raise ValueError(name)
