@@ -14,6 +14,7 @@ SURFACE: dict[str, tuple[str, ...]] = {
     "core/part.py": ("Part",),
     "core/logits.py": ("LogitView", "DenseLogits"),
     "core/subset.py": ("Subset", "WholeVocabulary", "SubsetQ", "ActionSubset"),
+    "core/prefixes.py": ("prefixes", "entropy"),
     "core/transitions.py": ("Transitions",),
     "core/objective.py": ("TDBatch", "term", "watched", "LossTerms", "Objective"),
     "core/divergence.py": ("kl", "Divergence"),

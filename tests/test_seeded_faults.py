@@ -32,6 +32,8 @@ class Fault:
     new: str
     caught_by: tuple[str, ...]
     parameters: tuple[tuple[str, Any], ...] = ()
+    within: str = ""
+    """The module that is edited, where it isn't the part's own but one that it uses."""
 
 
 OBJECTIVES, SUBSETS, EXTRACTIONS, SOURCES = (
@@ -39,7 +41,7 @@ OBJECTIVES, SUBSETS, EXTRACTIONS, SOURCES = (
 )
 
 
-DIVERGENCE = "distillzoo.core.divergence"
+DIVERGENCE, PREFIXES = "distillzoo.core.divergence", "distillzoo.core.prefixes"
 
 
 def nll(what: str, old: str, new: str, *caught_by: str) -> Fault:
@@ -52,11 +54,17 @@ def iql(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fa
 
 def kl(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
     """A fault in what all divergences share, seen on the forward KL."""
-    return Fault(what, DIVERGENCE, "ForwardKL", old, new, caught_by, tuple(parameters.items()))
+    module = f"{OBJECTIVES}.forward_kl"
+    return Fault(what, module, "ForwardKL", old, new, caught_by, tuple(parameters.items()), DIVERGENCE)
 
 
 def top_p(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
     return Fault(what, f"{SUBSETS}.top_p", "TopP", old, new, caught_by, tuple(parameters.items()))
+
+
+def prefixes(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    """A fault in what all subsets of first tokens share, seen on top-p."""
+    return Fault(what, f"{SUBSETS}.top_p", "TopP", old, new, caught_by, tuple(parameters.items()), PREFIXES)
 
 
 def top_k(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
@@ -115,16 +123,18 @@ FAULTS = [
        "td.subset.logprobs", "never-negative", tail="renormalise"),
     kl("the tail's floor left out", "log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()", "",
        "one-hot-teacher"),
-    top_p("a strict threshold that may keep nothing", "keep = (before < reach) & (logprobs > float(\"-inf\"))\n        "
-          "keep[:, 0] = True", "keep = (probs.cumsum(1) <= reach)", "never-empty", p=0.3),
-    top_p("actions shifted by one against their probabilities", "logits, actions = teacher.top(look, rows)",
-          "logits, actions = teacher.top(look, rows)\n            actions = actions.roll(1, 1)", "logprobs"),
-    top_p("a sum that rounds to 1 before the last token", "if self.p == 1.0:", "if self.p > 1.0:", "limit"),
-    top_p("masked entries in the mass", "mass = torch.where(mask, logprobs.exp(), 0.0)", "mass = logprobs.exp()",
-          "mass", p=0.3),
-    top_p("probabilities over the tokens looked at", "logits - total[rows, None]",
-          "logits - logits.logsumexp(1, keepdim=True)", "logprobs"),
-    top_p("a nucleus that shrinks with p", "reach = self.p *", "reach = (1.01 - self.p) *", "grows"),
+    top_p("a threshold that may keep nothing", "before < p * (1", "before > p * (1", "grows"),
+    top_p("a sum that rounds to 1 before the last token", "if p == 1.0:", "if p > 1.0:", "limit"),
+    top_p("a nucleus that shrinks with p", "before < p * (1", "before < (1.01 - p) * (1", "grows"),
+    prefixes("a set that may be empty", "kept[:, 0] = True", "kept[:, 0] &= logprobs[:, 0] > -1", "never-empty",
+             p=0.05),
+    prefixes("actions shifted by one against their probabilities", "logprobs = logits - total",
+             "actions = actions.roll(1, 1)\n        logprobs = logits - total", "logprobs"),
+    prefixes("masked entries in the mass", "mass = torch.where(mask, logprobs.exp(), 0.0)", "mass = logprobs.exp()",
+             "mass", p=0.3),
+    prefixes("probabilities over the tokens looked at", "logits - total[rows, None]",
+             "logits - logits.logsumexp(1, keepdim=True)", "logprobs"),
+    prefixes("a look that does not grow", "done = ~kept[:, -1] if look < limit else", "done =", "limit"),
     top_k("a threshold of the whole batch", "mask[:, 0] = True", "mask &= logprobs >= logprobs.median()\n            "
           "mask[:, 0] = True", "row-by-row", k=5),
     top_k("a gradient to the teacher", "with torch.no_grad():", "if True:", "tables"),
@@ -163,12 +173,13 @@ def _shapes_unchecked() -> Iterator[None]:
 
 def broken(fault: Fault) -> Part:
     """The part from a copy of its module's source with the fault in it."""
-    source = inspect.getsource(importlib.import_module(fault.module))
+    edited = fault.within or fault.module
+    source = inspect.getsource(importlib.import_module(edited))
     assert source.count(fault.old) == 1, f"the built-in part has changed: {fault.old!r}"
     module = copied(f"faulty_{fault.part}_{abs(hash(fault))}", source.replace(fault.old, fault.new))
-    if fault.module == DIVERGENCE:
-        using = inspect.getsource(importlib.import_module(f"{OBJECTIVES}.forward_kl"))
-        module = copied(f"{module.__name__}_used", using.replace(DIVERGENCE, module.__name__))
+    if fault.within:
+        using = inspect.getsource(importlib.import_module(fault.module))
+        module = copied(f"{module.__name__}_used", using.replace(fault.within, module.__name__))
     part: Part = getattr(module, fault.part)(**dict(fault.parameters))
     return part
 

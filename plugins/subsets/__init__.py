@@ -9,4 +9,7 @@ def register_subsets(register: Register) -> None:
     here = __name__
     register("full", f"{here}.full:Full")
     register("top-p", f"{here}.top_p:TopP")
+    register("adaptive-top-p", f"{here}.adaptive_top_p:AdaptiveTopP")
+    register("min-p", f"{here}.min_p:MinP")
+    register("epsilon", f"{here}.epsilon:Epsilon")
     register("top-k", f"{here}.top_k:TopK")
