@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from jaxtyping import Float
@@ -78,12 +78,26 @@ def watched(**metadata: Any) -> Any:
     return field(metadata={"loss": False, **metadata})
 
 
+TAKEN: Final = (
+    "loss", "step", "support", "value", "subset_size", "subset_size_p95", "teacher_mass", "student_mass",
+    "action_inside",
+)  # fmt: skip
+"""Names in the logs that the trainer gives; no term may have one of them."""
+
+
 @dataclass(frozen=True)
 class LossTerms:
     """Named terms a row, ``[N]`` each, in nats. The loss is the sum of the fields made by ``term()``.
 
     An objective returns its own frozen subclass, whose field names are the names in the logs.
     """
+
+    def __init_subclass__(cls) -> None:
+        for name in cls.__annotations__:
+            if name in TAKEN:
+                raise TypeError(
+                    f"{cls.__name__} names a term '{name}', which the trainer logs itself: choose another name."
+                )
 
     def losses(self) -> dict[str, Float[Tensor, "N"]]:
         """The terms that make the loss."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distillzoo.core.errors import explain
+from distillzoo.core.errors import UserError, explain
 
 
 class Part(BaseModel):
@@ -38,9 +38,12 @@ class Part(BaseModel):
         """Build the part from configuration values.
 
         Raises:
-            UserError: a parameter is unknown, missing or out of range; the message names ``where.parameter``.
+            UserError: a parameter is unknown, missing or out of range (the message names ``where.parameter``), or the
+                class lacks a method.
         """
         try:
             return cls(**params)
         except ValidationError as error:
             raise explain(error, where, cls.model_fields) from None
+        except TypeError as error:  # a method that every part of its kind has is missing
+            raise UserError(f"{where}: {error}.") from None

@@ -16,6 +16,9 @@ FIRST_LOOK: Final = 64
 GROWTH: Final = 8
 """Factor by which the look grows for the states whose set doesn't end within it."""
 
+ROUNDING: Final = 16
+"""Units in the last place that a running sum of probabilities may be off, so that two tokens of 1/4 do reach 1/2."""
+
 Keep = Callable[[Tensor, Tensor], Tensor]
 """``keep(logprobs [M, k], rows [M]) -> [M, k]``: which of the k likeliest tokens of some rows are in their sets."""
 
@@ -68,7 +71,26 @@ def _padded(n: int, found: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Subse
     return Subset(actions, mask, logprobs, mass)
 
 
+def reaching(logprobs: Tensor, p: float) -> Tensor:
+    """Which of the sorted tokens ``[M, k]`` are needed to reach the mass p: those before which the mass is below it."""
+    if p == 1.0:  # a sum of floats may reach 1 before the last token with a probability
+        return torch.ones_like(logprobs, dtype=torch.bool)
+    probs = logprobs.exp()
+    before = probs.cumsum(1) - probs
+    return before < p * (1 - ROUNDING * torch.finfo(probs.dtype).eps)
+
+
 def entropy(logits: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-    """Entropy of softmax(logits) of each row, in nats; for ``LogitView.rowwise``."""
-    logprobs = logits.log_softmax(1)
-    return -(logprobs.exp() * logprobs.masked_fill(logprobs == float("-inf"), 0.0)).sum(1)
+    """Entropy H of softmax(logits) of each row, in nats, without gradient; for ``LogitView.rowwise``.
+
+    From the weights w_a = pi(a) / pi(a_1) of all tokens but the likeliest,
+
+        H = log(1 + W) + U / (1 + W),  W = sum_a w_a,  U = -sum_a w_a log w_a,
+
+    sums of positive numbers, so that float32 keeps its relative precision on the sharpest rows too.
+    """
+    top, first = logits.max(1, keepdim=True)
+    relative = logits - top
+    weight = relative.exp().scatter(1, first, 0.0)
+    rest = weight.sum(1)
+    return (rest.log1p() + torch.where(weight > 0, -weight * relative, 0.0).sum(1) / (1 + rest)).detach()

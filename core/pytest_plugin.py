@@ -56,11 +56,14 @@ class Conformance(pytest.Collector):
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--conformance"):
+        return
+    from distillzoo.core.checks import CheckFailed
     from distillzoo.core.errors import UserError
 
     for name in config.getoption("--conformance"):
         collector = Conformance.from_parent(session, name=name)
         try:
             items.extend(collector.collect())
-        except UserError as error:
+        except (UserError, CheckFailed) as error:
             raise pytest.UsageError(str(error)) from None

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from distillzoo.core.errors import UserError, cannot, explain
+from distillzoo.core.registry import PART_KINDS
 
 
 class Recipe(BaseModel):
@@ -23,6 +24,17 @@ class Recipe(BaseModel):
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="further configuration by suite or by the teacher's model type"
     )
+
+    @field_validator("run")
+    @classmethod
+    def _names_parts(cls, run: dict[str, Any]) -> dict[str, Any]:
+        for kind in PART_KINDS:
+            choice = run.get(kind)
+            if choice is not None and not (isinstance(choice, dict) and isinstance(choice.get("name"), str)):
+                raise ValueError(
+                    f"{kind} should be a mapping with a name, as in {kind}: {{name: ...}}, and is {choice!r}"
+                )
+        return run
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":

@@ -116,8 +116,9 @@ class Registry:
                 continue
             try:
                 plugin = point.load()
-            except Exception as error:  # a stranger's import may raise anything, and must not take the program down
-                registry.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}"))
+            except (Exception, SystemExit) as error:  # a stranger's import may raise anything
+                hint = "" if not isinstance(error, ImportError) else f" Perhaps it isn't built for API {API_VERSION}."
+                registry.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}.{hint}"))
                 continue
             try:
                 registry.add(plugin, distribution, version)
@@ -125,7 +126,7 @@ class Registry:
                 registry.failures.append(Failure(point.name, distribution, str(error)))
             except PluginError:
                 raise
-            except Exception as error:  # the same for what its hooks do
+            except (Exception, SystemExit) as error:  # the same for what its hooks do
                 registry.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}"))
         return registry
 
@@ -145,9 +146,18 @@ class Registry:
         except pluggy.PluginValidationError as error:
             unknown = re.search(r"unknown hook '(\w+)'", str(error))
             hint = suggest(unknown[1], HOOKS.values()) if unknown else ""
-            raise PluginError(f"Plugin '{distribution}': {str(error).splitlines()[0]}.{hint}") from None
-        for kind, hook in HOOKS.items():
-            getattr(manager.hook, hook)(register=self._registrar(kind, distribution, version))
+            words = " ".join(str(error).split())
+            raise PluginError(f"Plugin '{distribution}': {words}.{hint}") from None
+        for hook in HOOKS.values():
+            if callable(getattr(plugin, hook, None)) and not hasattr(getattr(plugin, hook), "distillzoo_impl"):
+                raise PluginError(f"Plugin '{distribution}': {hook} is not marked with @hookimpl, so nothing calls it.")
+        before = {kind: dict(entries) for kind, entries in self._entries.items()}
+        try:
+            for kind, hook in HOOKS.items():
+                getattr(manager.hook, hook)(register=self._registrar(kind, distribution, version))
+        except BaseException:  # all of a plugin's parts or none
+            self._entries = before
+            raise
         self.plugins.append(Plugin(distribution, version, api, getattr(plugin, "__name__", repr(plugin))))
 
     def with_recipe(self, name: str, path: Path) -> "Registry":
@@ -164,6 +174,11 @@ class Registry:
                     f"Plugin '{distribution}' registers the {kind} '{name}': a name is lower-case words and hyphens."
                 )
             taken = self._entries[kind].get(name)
+            if taken is not None and taken.distribution == distribution:
+                raise PluginError(
+                    f"Plugin '{distribution}' registers the {kind} '{name}' twice: do two of its entry points name the "
+                    f"same module?"
+                )
             if taken is not None:
                 raise PluginError(
                     f"The {kind} '{name}' is registered twice, by '{taken.distribution}' and by '{distribution}'. "

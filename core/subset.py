@@ -131,6 +131,8 @@ class SubsetQ:
         """max over A(s) of z(s, a)."""
         if self.subset.full:
             return self.view.max()
+        if not self.view.rows:  # a table without rows may have no columns either
+            return self.values.sum(1)
         return self.values.masked_fill(~self.subset.mask, float("-inf")).amax(1)
 
 

@@ -4,27 +4,28 @@
 """
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
 SURFACE: dict[str, tuple[str, ...]] = {
-    "core/__init__.py": ("hookimpl",),
+    "core/__init__.py": ("API_VERSION", "hookimpl"),
     "core/hookspecs.py": (),
     "core/part.py": ("Part",),
     "core/logits.py": ("LogitView", "DenseLogits"),
     "core/subset.py": ("Subset", "WholeVocabulary", "SubsetQ", "ActionSubset"),
-    "core/prefixes.py": ("prefixes", "entropy"),
-    "core/transitions.py": ("Transitions",),
-    "core/objective.py": ("TDBatch", "term", "watched", "LossTerms", "Objective"),
-    "core/divergence.py": ("kl", "Divergence"),
+    "core/prefixes.py": ("prefixes", "reaching", "entropy"),
+    "core/transitions.py": ("TERMINAL", "UNKNOWN", "Transitions"),
+    "core/objective.py": ("TAKEN", "TDBatch", "term", "watched", "LossTerms", "Objective"),
+    "core/divergence.py": ("NEVER", "kl", "DivergenceTerms", "Divergence"),
     "core/extraction.py": ("Decoding", "PolicyExtraction"),
     "core/trajectories.py": ("Completion", "PromptRow", "Trajectory", "Sampler", "Sources", "TrajectorySource"),
     "core/metric.py": ("Evaluated", "Metric"),
     "core/suite.py": ("Suite",),
     "core/recipe.py": ("Recipe",),
     "core/errors.py": ("UserError",),
-    "core/checks/check.py": ("CheckFailed", "RecipeFile"),
+    "core/checks/check.py": ("CheckFailed", "RecipeFile", "Outcome"),
     "core/checks/run.py": (
         "check_subset", "check_objective", "check_extraction", "check_trajectories", "check_metric", "check_recipe",
         "parametrize_with_checks",
@@ -42,10 +43,14 @@ def surface() -> str:
     for file, names in SURFACE.items():
         tree = ast.parse((ROOT / file).read_text())
         module = "distillzoo." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        lines.append(module)
+        module = re.sub(r"(\.checks)\..*", r"\1", module)  # which exports what its files define
+        if module not in lines:
+            lines.append(module)
         for node in tree.body:
             name = _name(node)
-            if name.startswith("_") or (name not in names if names else not isinstance(node, ast.FunctionDef)):
+            if name.startswith("_") or (
+                name not in names if names else not isinstance(node, ast.FunctionDef | ast.ClassDef)
+            ):
                 continue
             lines += ["  " + line for line in _described(node)]
     return "\n".join(lines) + "\n"

@@ -89,8 +89,8 @@ def test_a_plugin_is_listed_with_version_parts_and_origin(distillzoo, site):
     table = distillzoo("plugins", "list").stdout
     assert "subset likeliest" in table
     assert "my_plugin.py" in table.replace("\n", "").replace(" ", "")
-    assert "likeliest" in distillzoo("list", "subsets").stdout
-    assert "likeliest" not in distillzoo("list", "subsets", DISTILLZOO_PLUGINS="").stdout
+    assert "my-plugin" in distillzoo("list", "subsets").stdout
+    assert "my-plugin" not in distillzoo("list", "subsets", DISTILLZOO_PLUGINS="").stdout
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_plugin_that_cannot_be_loaded_is_reported_and_the_rest_works(distillzo
     install(site, "my-plugin", source)
     result = distillzoo("plugins", "list")
     assert result.returncode == 0
-    assert "3 subsets" in result.stdout
+    assert "subsets" in result.stdout
     assert "likeliest" not in result.stdout
     for stream in (result.stdout, result.stderr):
         assert "my-plugin" in stream
@@ -140,7 +140,7 @@ def test_check_passes_a_good_part_and_names_what_is_wrong_with_a_bad_one(distill
     (site / "my_plugin_part.py").write_text(PART.replace(" - teacher.logsumexp()[:, None]", ""))
     result = distillzoo("plugins", "check", "likeliest", "--json")
     assert result.returncode == 1
-    failed = {r["check"]: r["message"] for r in json.loads(result.stdout) if r["status"] == "failed"}
+    failed = {r["check"]: r["message"] for r in json.loads(result.stdout)["checks"] if r["status"] == "failed"}
     assert failed.keys() >= {"logprobs", "mass"}
     assert "subtract teacher.logsumexp()" in failed["logprobs"]
 
@@ -190,8 +190,7 @@ def test_what_new_writes_passes_at_once(distillzoo, tmp_path, site):
         (entry,) = project["project"]["entry-points"]["distillzoo"].values()
         install(site, project["project"]["name"])
         (site / f"{entry}.py").unlink()
-        source = folder / (entry if kind == "recipe" else f"{entry}.py")
-        source.rename(site / source.name)
+        (folder / entry).rename(site / entry)
     result = distillzoo("-q", "-W", "error", *(f"my-{kind}/tests" for kind in KINDS), module="pytest")
     assert result.returncode == 0, result.stdout
     collected = distillzoo("--conformance", "my-metric", "--conformance", "my-recipe", "-q", "site", module="pytest")
@@ -216,3 +215,75 @@ def test_a_part_that_cannot_be_imported_hides_no_other(distillzoo, site):
     assert checked.returncode == 1
     assert "cannot be imported: RuntimeError: no luck" in checked.stderr
     refused(distillzoo("run", "--algo", "bd-iql", "--subset", "likeliest"), "RuntimeError: no luck")
+
+
+def test_a_part_that_misdeclares_itself_hides_no_other(distillzoo, site):
+    install(
+        site, "my-plugin", part=PART.replace("    def select", "    known_failures = {'sortd': '-'}\n\n    def select")
+    )
+    result = distillzoo("plugins", "check", "my-plugin")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "names 'sortd', which is no check of it" in result.stderr
+    (site / "my_plugin_part.py").write_text(PART.replace("def select(self", "def choose(self"))
+    result = distillzoo("plugins", "check", "my-plugin")
+    assert result.returncode == 1
+    assert "abstract method" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (PLUGIN.replace("@hookimpl\n", ""), "register_subsets is not marked with @hookimpl"),
+        (PLUGIN.replace("(register)", "(registrar)").replace(" register(", " registrar("), "registrar"),
+    ],
+)
+def test_a_hook_that_would_never_be_called_is_an_error(distillzoo, site, source, message):
+    install(site, "my-plugin", source)
+    refused(distillzoo("plugins", "list"), "'my-plugin'", message)
+
+
+def test_two_entry_points_of_one_module_are_told_apart_from_a_collision(distillzoo, site):
+    install(site, "my-plugin")
+    (site / "my_plugin-0.3.dist-info" / "entry_points.txt").write_text("[distillzoo]\na = my_plugin\nb = my_plugin\n")
+    refused(distillzoo("plugins", "list"), "do two of its entry points name the same module")
+
+
+def test_a_plugin_whose_second_hook_fails_leaves_nothing_behind(distillzoo, site):
+    source = PLUGIN + "\n@hookimpl\ndef register_metrics(register):\n    raise SystemExit('bye')\n"
+    install(site, "my-plugin", source)
+    result = distillzoo("plugins", "list")
+    assert result.returncode == 0
+    assert "likeliest" not in result.stdout
+    assert "bye" in result.stdout
+
+
+COMMAND = """
+import click
+from distillzoo.core import hookimpl
+
+@click.command()
+def hello():
+    "Say hello."
+    click.echo("hello from a plugin")
+
+@hookimpl
+def register_commands(register):
+    register("hello", hello)
+"""
+
+
+def test_a_plugin_brings_a_command(distillzoo, site):
+    install(site, "my-plugin", COMMAND)
+    assert "Say hello." in distillzoo("--help").stdout
+    assert distillzoo("hello").stdout == "hello from a plugin\n"
+
+
+def test_a_command_cannot_take_a_builtin_ones_place_nor_break_the_help(distillzoo, site):
+    install(site, "my-plugin", COMMAND.replace('"hello", hello', '"run", hello'))
+    refused(distillzoo("--help"), "The command 'run' of my-plugin 0.3 has the name of a built-in one")
+    (site / "my_plugin.py").write_text(COMMAND.replace('"hello", hello', '"hello", "no.such:thing"'))
+    result = distillzoo("--help")
+    assert result.returncode == 0
+    assert "unusable" in result.stdout

@@ -58,10 +58,6 @@ def kl(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fau
     return Fault(what, module, "ForwardKL", old, new, caught_by, tuple(parameters.items()), DIVERGENCE)
 
 
-def top_p(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
-    return Fault(what, f"{SUBSETS}.top_p", "TopP", old, new, caught_by, tuple(parameters.items()))
-
-
 def prefixes(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
     """A fault in what all subsets of first tokens share, seen on top-p."""
     return Fault(what, f"{SUBSETS}.top_p", "TopP", old, new, caught_by, tuple(parameters.items()), PREFIXES)
@@ -123,9 +119,9 @@ FAULTS = [
        "td.subset.logprobs", "never-negative", tail="renormalise"),
     kl("the tail's floor left out", "log_mass = log_mass + (log_mass.clamp(max=floor) - log_mass).detach()", "",
        "one-hot-teacher"),
-    top_p("a threshold that may keep nothing", "before < p * (1", "before > p * (1", "grows"),
-    top_p("a sum that rounds to 1 before the last token", "if p == 1.0:", "if p > 1.0:", "limit"),
-    top_p("a nucleus that shrinks with p", "before < p * (1", "before < (1.01 - p) * (1", "grows"),
+    prefixes("the tokens after the nucleus", "before < p * (1", "before > p * (1", "grows"),
+    prefixes("a sum that rounds to 1 before the last token", "if p == 1.0:", "if p > 1.0:", "limit"),
+    prefixes("a nucleus that shrinks with p", "before < p * (1", "before < (1.01 - p) * (1", "grows"),
     prefixes("a set that may be empty", "kept[:, 0] = True", "kept[:, 0] &= logprobs[:, 0] > -1", "never-empty",
              p=0.05),
     prefixes("actions shifted by one against their probabilities", "logprobs = logits - total",

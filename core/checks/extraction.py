@@ -320,7 +320,12 @@ def low_precision(part: PolicyExtraction) -> None:
 
 @check("extraction")
 def compiles(part: PolicyExtraction) -> None:
-    """Under ``torch.compile`` the value is the same."""
+    """Traced by ``torch.compile``, value, policy and gradient are the same."""
     world = make_world()
     subset = Best().select(DenseLogits(world.teacher))
-    compiled_equals(lambda logits: part.value(SubsetQ(DenseLogits(logits), subset)), world.student.detach())
+
+    def run(logits: Tensor) -> Tensor:
+        q = SubsetQ(DenseLogits(logits), subset)
+        return torch.cat([part.value(q), part.log_policy(q, subset.actions[:, :1])[:, 0].exp()])
+
+    compiled_equals(run, world.student.detach())

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -182,21 +183,27 @@ def descend(
     return before, distance()
 
 
-def compiled_equals(function: Callable[[Tensor], Tensor], argument: Tensor) -> None:
-    """Refuse a function that torch.compile cannot trace, or that gives something else when traced."""
+def compiled_equals(function: Callable[[Tensor], Tensor], argument: Tensor, differentiable: bool = True) -> None:
+    """Refuse a function that torch.compile's tracer can't follow, or whose value or gradient differs when traced."""
     torch.compiler.reset()
-    expected = function(argument)
-    try:
-        with _tracing():
-            found = torch.compile(function, backend="eager", dynamic=False)(argument)
-    except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        raise CheckFailed(f"torch.compile cannot trace it: {type(error).__name__}: {''.join(first)}") from error
-    if not torch.allclose(expected, found, rtol=1e-5, atol=1e-6, equal_nan=True):
-        raise CheckFailed(
-            "Under torch.compile the values differ. Most likely a Python branch on a tensor's value was frozen, or an "
-            "array was changed in place."
-        )
+    found = []
+    for traced in (False, True):
+        leaf = argument.clone().requires_grad_(differentiable)
+        try:
+            with _tracing():
+                value = torch.compile(function, backend="eager", dynamic=False)(leaf) if traced else function(leaf)
+        except CheckFailed:
+            raise
+        except Exception as error:
+            first = str(error).strip().splitlines()[:1]
+            raise CheckFailed(f"torch.compile cannot trace it: {type(error).__name__}: {''.join(first)}") from error
+        found.append((value, *slopes(value, leaf)))
+    for what, one, other in zip(("values", "gradients"), *found, strict=True):
+        if not close(one, other, atol=1e-6):
+            raise CheckFailed(
+                f"Under torch.compile the {what} differ. Most likely a number was taken out of a tensor by tolist() or "
+                f"numpy() and is a constant when traced, or the part keeps state between calls."
+            )
 
 
 @contextmanager
@@ -224,7 +231,9 @@ def _tracing() -> Iterator[None]:
         config.update("jaxtyping_disable", True)
         for log in logs:
             log.setLevel(logging.ERROR)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer looks at .grad of what is no leaf
+            yield
     finally:
         config.update("jaxtyping_disable", checked)
         for log, level in zip(logs, levels, strict=True):

@@ -429,7 +429,7 @@ def low_precision(objective: Objective) -> None:
 
 @check("objective")
 def compiles(objective: Objective) -> None:
-    """Under ``torch.compile`` the loss is the same."""
+    """Traced by ``torch.compile``, loss and gradient are the same."""
     world = make_world()
     composition = fitting(objective)[0]
     td, _ = batch(world, composition)

@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -120,16 +121,20 @@ def gradient(recipe: RecipeFile) -> None:
         raise CheckFailed(f"The loss of a batch is {float(loss.sum().detach()):.6g}, and {pieces:.6g} in parts.")
 
 
+TOKENS: Final = 400
+"""Tokens of the world in which a subset should leave some out."""
+
+
 @check("recipe")
 def outside_mass(recipe: RecipeFile) -> None:
     """The loss sees probability that the student puts outside the subset."""
     subset, objective, extraction, _ = parts_of(recipe)
-    world = make_world()
-    td, _ = batch(world, (subset, extraction))
+    world = make_world(tokens=TOKENS)
+    td, _ = batch(world, (subset.model_copy(update={"include_action": True}), extraction))
     if td.subset.full:
         return
     inside = members(td.subset, world.teacher.shape[1])
-    partial = ~inside.all(1) & (td.inside > 0)
+    partial = ~inside.all(1)
     top = world.student.masked_fill(~inside, -math.inf).amax(1, keepdim=True)
     losses = []
     for distance in (30.0, 1.0):  # below the best action of the set, so that no maximum moves

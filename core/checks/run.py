@@ -13,13 +13,15 @@ from distillzoo.core.checks.check import (
     Subject,
     checks_of,
     conform,
+    kind_of,
     known_failures,
     label,
 )
+from distillzoo.core.errors import UserError
 from distillzoo.core.extraction import PolicyExtraction
 from distillzoo.core.metric import Metric
 from distillzoo.core.objective import Objective
-from distillzoo.core.registry import PART_KINDS, Entry, Kind, Registry
+from distillzoo.core.registry import PART_KINDS, Entry, Kind, PluginError, Registry
 from distillzoo.core.subset import ActionSubset
 from distillzoo.core.trajectories import TrajectorySource
 
@@ -89,6 +91,7 @@ def parametrize_with_checks(parts: Iterable[Subject | Path]) -> "pytest.MarkDeco
     params = []
     for part in parts:
         subject = RecipeFile(part, part.stem) if isinstance(part, Path) else part
+        kind_of(subject)
         known = known_failures(subject)
         for one in checks_of(subject):
             marks = [pytest.mark.xfail(reason=known[one.name], strict=True)] if one.name in known else []
@@ -100,10 +103,16 @@ def parts_of(registry: Registry, entry: Entry) -> list[Subject]:
     """The examples of a registered part, which the kit checks; none for a kind without checks.
 
     Raises:
-        PluginError: the part cannot be imported or is of another kind.
+        UserError: the part cannot be imported, is of another kind, or its ``examples`` raise.
     """
     if entry.kind not in CHECKED_KINDS:
         return []
     if entry.kind == "recipe":
         return [RecipeFile(Path(entry.target), entry.name)]
-    return list(registry.get(entry.kind, entry.name).examples())
+    part = registry.get(entry.kind, entry.name)
+    try:
+        return list(part.examples())
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's method may raise anything
+        raise PluginError(f"examples() of the {entry.kind} '{entry.name}' raises {error!r}.") from error

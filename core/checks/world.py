@@ -41,10 +41,10 @@ class Best(ActionSubset):
 
     def select(self, teacher: LogitView) -> Subset:
         with torch.no_grad():
-            values, actions = teacher.top(self.k, torch.arange(teacher.rows))
+            values, actions = teacher.top(self.k if teacher.rows else 0, torch.arange(teacher.rows))
             logprobs = values - teacher.logsumexp()[:, None]
             mask = logprobs > float("-inf")
-            mask[:, 0] = True
+            mask[:, :1] = True
             return Subset(actions.where(mask, 0), mask, logprobs.where(mask, 0.0), logprobs.exp().sum(1))
 
 
@@ -136,12 +136,12 @@ class World:
         return [int(e) for e in ends[:-1]]
 
 
-def make_world(answers: tuple[Answer, ...] = ANSWERS, seed: int = 0) -> World:
-    """Random logits of some sharpness in float64."""
+def make_world(answers: tuple[Answer, ...] = ANSWERS, seed: int = 0, tokens: int = V) -> World:
+    """Random logits of some sharpness in float64, over so many tokens."""
     generator = torch.Generator().manual_seed(seed)
     n = sum(len(a.actions) for a in answers)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    return World(answers, draw(n, V) * 2, draw(n, D).requires_grad_(), (draw(V, D) * 1.5).requires_grad_())
+    return World(answers, draw(n, tokens) * 2, draw(n, D).requires_grad_(), (draw(tokens, D) * 1.5).requires_grad_())
 
 
 @dataclass(frozen=True)

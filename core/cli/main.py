@@ -51,7 +51,11 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, text) for name, (_, text) in COMMANDS.items()]
         for name in self.list_commands(ctx)[len(COMMANDS) :]:
-            command = self.get_command(ctx, name)
+            try:
+                command = self.get_command(ctx, name)
+            except UserError as error:  # one broken command must not hide the others
+                rows.append((name, f"unusable. {error}"))
+                continue
             rows.append((name, command.get_short_help_str() if command else ""))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
@@ -67,6 +71,12 @@ def main() -> None:
     """Entry point: what the user can mend is one paragraph on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        for entry in installed().entries("command"):
+            if entry.name in COMMANDS:
+                raise UserError(
+                    f"The command '{entry.name}' of {entry.origin} has the name of a built-in one. Rename it, or leave "
+                    f"the plugin out with DISTILLZOO_PLUGINS."
+                )
         for failure in installed().failures:
             click.echo(f"Plugin '{failure.plugin}' of {failure.distribution} was not loaded: {failure.cause}", err=True)
         cli(standalone_mode=False)

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 KINDS: Final[tuple[Kind, ...]] = ("subset", "objective", "extraction", "trajectories", "metric", "recipe")
 """Kinds that ``plugins new`` has a template for."""
 
+SHADOWED: Final = {
+    "ActionSubset", "ClassVar", "Completion", "Decoding", "DenseLogits", "Evaluated", "Field", "Literal", "LogitView",
+    "LossTerms", "Metric", "Objective", "PolicyExtraction", "PromptRow", "Sampler", "Sequence", "SimpleNamespace",
+    "Sources", "Subset", "TDBatch", "Tensor", "Trajectory",
+}  # fmt: skip
+"""Names that the templates import; a part's class has another."""
+
 
 @click.group()
 def plugins() -> None:
@@ -77,7 +84,12 @@ def _kinds(parts: list[Entry]) -> str:
 def _origin(modules: list[str]) -> str:
     """The file of a plugin's module, or the folder that all of them share."""
     files = [str(getattr(sys.modules.get(m), "__file__", None) or m) for m in modules]
-    return files[0] if len(files) == 1 else os.path.commonpath(files)
+    if len(files) == 1 or not all(map(os.path.isabs, files)):
+        return ", ".join(files)
+    try:
+        return os.path.commonpath(files)
+    except ValueError:  # on different drives
+        return ", ".join(files)
 
 
 @plugins.command()
@@ -91,12 +103,13 @@ def check(name: str | None, as_json: bool) -> None:
     registry = installed()
     entries = registry.belonging_to(name) if name is not None else registry.all_entries()
 
-    from distillzoo.core.checks import Outcome, label, outcomes, parts_of
+    from distillzoo.core.checks import Outcome, Subject, label, outcomes, parts_of
     from distillzoo.core.progress import Reporter
 
     reporter = Reporter(quiet=as_json)
     found: list[tuple[Entry, Outcome]] = []
-    subjects, unusable = [], []
+    subjects: list[tuple[Entry, Subject]] = []
+    unusable = [f"plugin {f.plugin} of {f.distribution}: {f.cause}" for f in registry.failures if name is None]
     for entry in entries:
         try:
             subjects += [(entry, part) for part in parts_of(registry, entry)]
@@ -106,25 +119,27 @@ def check(name: str | None, as_json: bool) -> None:
         raise UserError(f"'{name}' registers no part that the kit has checks for: {', '.join(KINDS)}.")
     with reporter.stage("checking", total=len(subjects)):
         for entry, part in subjects:
-            found += [(entry, outcome) for outcome in outcomes([part])]
+            try:
+                found += [(entry, outcome) for outcome in outcomes([part])]
+            except Exception as error:  # what a part declares of itself may raise anything
+                unusable.append(f"{entry.kind} {entry.name}: {error}")
             reporter.advance(1)
     failed = [(entry, o) for entry, o in found if o.status == "failed"]
     if as_json:
         from distillzoo.core.cli.output import print_json
 
-        print_json(
-            [
-                {
-                    "kind": e.kind, "name": e.name, "origin": e.origin, "part": label(o.part), "check": o.check.name,
-                    "status": o.status, "message": o.message,
-                }
-                for e, o in found
-            ]
-        )  # fmt: skip
+        checks = [
+            {
+                "kind": e.kind, "name": e.name, "origin": e.origin, "part": label(o.part), "check": o.check.name,
+                "status": o.status, "message": o.message,
+            }
+            for e, o in found
+        ]  # fmt: skip
+        print_json({"checks": checks, "unusable": unusable})
     else:
         _print_outcomes(found, failed)
-    for text in unusable:
-        click.echo(f"unusable: {text}", err=True)
+        for text in unusable:
+            click.echo(f"unusable: {text}", err=True)
     if failed or unusable:
         sys.exit(1)
 
@@ -181,9 +196,10 @@ def new(name: str, kind: str, into: Path) -> None:
     except OSError as error:
         raise cannot("write", folder, error) from None
     click.echo("\n".join(str(folder / path) for path in files))
-    run = {"recipe": f"--algo {name}", "metric": f"--algo bd-iql --set evaluate.metrics=[{name},forward-kl]"}
+    run = {"recipe": f"--algo {name}", "metric": f"--algo bd-iql --set 'evaluate.metrics=[{name},forward-kl]'"}
     option = run.get(kind, f"--algo bd-iql --{kind} {name}")
-    click.echo(f"\nNext:\n  pip install -e {folder}\n  pytest {folder}\n  distillzoo run {option}")
+    place = folder if folder.is_absolute() else f"./{folder}"
+    click.echo(f"\nNext:\n  pip install -e '{place}[test]'\n  pytest {folder}\n  distillzoo run {option}")
 
 
 def _written(name: str, kind: str, registry: Registry) -> dict[str, str]:
@@ -198,19 +214,18 @@ def _written(name: str, kind: str, registry: Registry) -> dict[str, str]:
     )
     module = f"distillzoo_{name.replace('-', '_')}"
     class_name = "".join(word.capitalize() for word in name.split("-"))
-    if keyword.iskeyword(class_name) or class_name in {"Subset", "Objective", "Completion", "Trajectory", "Metric"}:
+    if class_name in SHADOWED or keyword.iskeyword(class_name):
         class_name = f"{class_name}Part"
     version = next(p.version for p in registry.plugins if p.distribution == "distillzoo")
     values = {
         "name": name, "kind": kind, "module": module, "class_name": class_name, "hook": HOOKS[_kind(kind)],
         "api": API_VERSION, "distillzoo_version": ".".join(version.split(".")[:2]),
     }  # fmt: skip
-    own = {f"{module}/__init__.py": "recipe.py", f"{module}/{name}.yaml": "recipe.yaml"} if kind == "recipe" else {
-        f"{module}.py": f"{kind}.py"
-    }  # fmt: skip
+    part = {f"{module}/{name}.yaml": "recipe.yaml"} if kind == "recipe" else {f"{module}/{kind}.py": f"{kind}.py"}
     files = {
         "pyproject.toml": "pyproject.toml",
-        **own,
+        f"{module}/__init__.py": "recipe.py" if kind == "recipe" else "hook.py",
+        **part,
         f"tests/test_{module}.py": f"test_{kind}.py",
         "README.md": "README.md",
     }

@@ -9,6 +9,7 @@ import click
 import yaml
 from pydantic.fields import FieldInfo
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distillzoo.core.config import dump, resolve
@@ -58,7 +59,7 @@ def list_parts(kind: str | None, as_json: bool) -> None:
         table.add_row(f"[bold]{kind_shown}[/bold]", "", "[bold]from[/bold]")
         for entry, text in rows:
             if entry.kind == kind_shown:
-                table.add_row(f"  {entry.name}", text, entry.distribution)
+                table.add_row(f"  {entry.name}", escape(text), escape(entry.distribution))
     Console().print(table, highlight=False)
 
 
@@ -117,7 +118,7 @@ def _show_part(target: Any, entry: Entry) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{entry.name}[/bold]  {entry.kind}, from {entry.origin}")
     if getattr(target, "paper", ""):
-        console.print(target.paper)
+        console.print(target.paper, markup=False)
     console.print()
     console.print(plain(inspect.getdoc(target) or ""), markup=False)
     if inspect.isclass(target) and issubclass(target, Part) and target.model_fields:
@@ -143,7 +144,7 @@ def parameters(part: type[Part], chosen: dict[str, Any] | None = None) -> Table:
     for name, info in part.model_fields.items():
         default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
         here = [] if chosen is None else [str(chosen.get(name, default))]
-        table.add_row(name, _type(info), default, *here, info.description or "")
+        table.add_row(*map(escape, (name, _type(info), default, *here, info.description or "")))
     return table
 
 

@@ -8,9 +8,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distillzoo.core.logits import LogitView
-from distillzoo.core.prefixes import entropy, prefixes
+from distillzoo.core.prefixes import entropy, prefixes, reaching
 from distillzoo.core.subset import ActionSubset, Subset
-from distillzoo.plugins.subsets.top_p import reaching
 
 
 class AdaptiveTopP(ActionSubset):
@@ -58,7 +57,7 @@ class AdaptiveTopP(ActionSubset):
                 within = reaching(logprobs, self.target_mass)
             if size is not None:
                 rank = torch.arange(logprobs.shape[1], device=logprobs.device)
-                within = within & (rank < size.detach()[rows, None])
+                within = within & (rank < size[rows, None])
             return within
 
         return prefixes(teacher, keep, self.k_max)

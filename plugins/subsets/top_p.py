@@ -1,18 +1,13 @@
 """The nucleus of the teacher."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from distillzoo.core.logits import LogitView
-from distillzoo.core.prefixes import prefixes
+from distillzoo.core.prefixes import prefixes, reaching
 from distillzoo.core.subset import ActionSubset, Subset
-
-ROUNDING: Final = 16
-"""Units in the last place that a running sum of probabilities may be off, so that two tokens of 1/4 do reach 1/2."""
 
 
 class TopP(ActionSubset):
@@ -45,12 +40,3 @@ class TopP(ActionSubset):
 
     def select(self, teacher: LogitView) -> Subset:
         return prefixes(teacher, lambda logprobs, rows: reaching(logprobs, self.p), self.k_max)
-
-
-def reaching(logprobs: Tensor, p: float) -> Tensor:
-    """Which of the sorted tokens ``[M, k]`` are needed to reach the mass p: those before which the mass is below it."""
-    if p == 1.0:  # a sum of floats may reach 1 before the last token with a probability
-        return torch.ones_like(logprobs, dtype=torch.bool)
-    probs = logprobs.exp()
-    before = probs.cumsum(1) - probs
-    return before < p * (1 - ROUNDING * torch.finfo(probs.dtype).eps)

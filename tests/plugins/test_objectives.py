@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distillzoo.core.errors import UserError
-from distillzoo.core.objective import support_term
+from distillzoo.core.objective import LossTerms, support_term
 from distillzoo.core.subset import SubsetQ
 from distillzoo.plugins.extractions.greedy import Greedy
 from distillzoo.plugins.extractions.projected_softmax import ProjectedSoftmax
@@ -246,3 +246,19 @@ def test_an_objective_that_reads_the_teacher_undeclared_is_told_so(world):
     td = replace(world.td(Full(), Softmax()), teacher_view=None)
     with pytest.raises(ValueError, match="needs_teacher_view"):
         ForwardKL().terms(td)
+
+
+def test_a_term_with_a_name_that_the_trainer_logs_is_refused():
+    with pytest.raises(TypeError, match="names a term 'support', which the trainer logs itself"):
+
+        class Terms(LossTerms):
+            support: torch.Tensor
+
+
+def test_no_rows_and_no_columns():
+    """A subset of first tokens has no column where there is no row."""
+    world = make_world()
+    world.transitions, world.teacher = chain((), (), torch.zeros(0, dtype=torch.long)), world.teacher[:0]
+    world.hidden = world.hidden.detach()[:0].requires_grad_()
+    for objective in OBJECTIVES:
+        assert loss(objective, world.td(TopP(p=0.6), ProjectedSoftmax())).shape == (0,)

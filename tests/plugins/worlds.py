@@ -25,9 +25,8 @@ def chain(lengths: tuple[int, ...], ended: tuple[bool, ...], actions: Tensor) ->
         successor += [start + t + 1 for t in range(length - 1)] + [TERMINAL if ended[i] else UNKNOWN]
         sequence += [i] * length
         position += list(range(length))
-    return Transitions(
-        actions, torch.tensor(successor), torch.tensor(sequence), torch.tensor(position), torch.ones(len(successor))
-    )
+    rows = (torch.tensor(table, dtype=torch.long) for table in (successor, sequence, position))
+    return Transitions(actions, *rows, torch.ones(len(successor)))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import replace
 import distillzoo_csil
 import pytest
 import torch
-from distillzoo_csil import CSIL
+from distillzoo_csil.csil import CSIL
 from torch import Tensor
 
 from distillzoo.core.checks import parametrize_with_checks

@@ -23,14 +23,14 @@ from tests.core.checks.catching import Broken, assert_caught, each
 class Terms(LossTerms):
     """The one term of the objectives here."""
 
-    loss: Float[Tensor, "N"] = term()
+    distance: Float[Tensor, "N"] = term()
 
 
 @dataclass(frozen=True)
 class OnlyWatched(LossTerms):
     """Terms of which none is part of the loss."""
 
-    loss: Float[Tensor, "N"] = watched()
+    distance: Float[Tensor, "N"] = watched()
 
 
 class Cloning(Objective):
@@ -323,7 +323,7 @@ class NoSource(Cloning):
 BROKEN: list[Broken] = [
     ("terms", MeanOverTheBatch(), r"has the shape \[\] and should be \[N\] .* sum or mean runs over the rows"),
     ("terms", Detached(), r"no gradient for the student\. Most likely a detach"),
-    ("terms", LogOfQ(), "'loss' is not finite on ordinary logits"),
+    ("terms", LogOfQ(), "'distance' is not finite on ordinary logits"),
     ("terms", Hits(), r"is torch\.bool and should be a floating point tensor"),
     ("terms", ReturnsDict(), r"terms\(\) returns dict: return a frozen dataclass"),
     ("terms", NoLoss(), r"make at least one with term\(\)"),

@@ -8,13 +8,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core import hookimpl
-from distillzoo.core.hookspecs import Register
 from distillzoo.core.logits import LogitView
-from distillzoo.core.prefixes import prefixes
+from distillzoo.core.prefixes import entropy, prefixes
 from distillzoo.core.subset import ActionSubset, Subset
-
-DISTILLZOO_API: Final = "1.0"
 
 ROUNDING: Final = 16
 """Units in the last place that an entropy may be off, so that 27 equal tokens of 3^10 fit 0.3 of the whole."""
@@ -65,7 +61,7 @@ class TopH(ActionSubset):
 
     @torch.no_grad()
     def select(self, teacher: LogitView) -> Subset:
-        reach = self.alpha * teacher.rowwise(_entropy)
+        reach = self.alpha * teacher.rowwise(entropy)
         reach *= 1 + ROUNDING * torch.finfo(reach.dtype).eps
 
         def keep(logprobs: Tensor, rows: Tensor) -> Tensor:
@@ -74,30 +70,14 @@ class TopH(ActionSubset):
             relative = logprobs - logprobs[:, :1]
             weight = relative.exp()
             weight[:, 0] = 0.0  # the likeliest token's 1 would cost the digits of the others
-            entropy = _from_sums(weight.cumsum(1), _terms(weight, relative).cumsum(1))
-            return (entropy.cummax(1).values <= reach[rows, None]) & (weight > 0)  # it grows but for rounding
+            grown = _entropies(weight, relative)
+            return (grown.cummax(1).values <= reach[rows, None]) & (weight > 0)  # it grows but for rounding
 
         return prefixes(teacher, keep, self.k_max)
 
 
-def _entropy(logits: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-    """Entropy of softmax(logits) of each row, in nats."""
-    top, first = logits.max(1, keepdim=True)
-    relative = logits - top
-    weight = relative.exp().scatter(1, first, 0.0)
-    return _from_sums(weight.sum(1), _terms(weight, relative).sum(1))
-
-
-def _terms(weight: Tensor, log_weight: Tensor) -> Tensor:
-    """-w log w, 0 at w = 0."""
-    return torch.where(weight > 0, -weight * log_weight, 0.0)
-
-
-def _from_sums(weights: Tensor, terms: Tensor) -> Tensor:
-    """Entropy from W and U, the sums over all tokens but the likeliest."""
-    return weights.log1p() + terms / (1 + weights)
-
-
-@hookimpl
-def register_subsets(register: Register) -> None:
-    register("top-h", TopH)
+def _entropies(weight: Float[Tensor, "M k"], log_weight: Float[Tensor, "M k"]) -> Float[Tensor, "M k"]:
+    """H(q_m) of every prefix from the weights w_i, the likeliest token's left out."""
+    rest = weight.cumsum(1)
+    terms = torch.where(weight > 0, -weight * log_weight, 0.0).cumsum(1)
+    return rest.log1p() + terms / (1 + rest)

@@ -2,19 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core import hookimpl
-from distillzoo.core.hookspecs import Register
 from distillzoo.core.objective import LossTerms, Objective, TDBatch, term, watched
 from distillzoo.core.subset import ActionSubset
-
-DISTILLZOO_API: Final = "1.0"
 
 
 @dataclass(frozen=True)
@@ -147,9 +143,4 @@ def _teacher(td: TDBatch) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
     taken = (td.subset.actions == action[:, None]) & td.subset.mask
     log_mass = td.subset.mass.log()
     logprobs = td.subset.logprobs
-    return torch.where(taken, logprobs, 0.0).sum(1) - log_mass, logprobs[:, 0] - log_mass
-
-
-@hookimpl
-def register_objectives(register: Register) -> None:
-    register("csil", CSIL)
+    return torch.where(taken, logprobs, 0.0).sum(1) - log_mass, logprobs[:, :1].sum(1) - log_mass
