@@ -9,4 +9,8 @@ def register_extractions(register: Register) -> None:
     here = __name__
     register("softmax", f"{here}.softmax:Softmax")
     register("projected-softmax", f"{here}.projected_softmax:ProjectedSoftmax")
+    register("epsilon-smoothed", f"{here}.epsilon_smoothed:EpsilonSmoothed")
+    register("sparsemax", f"{here}.sparsemax:Sparsemax")
+    register("tsallis", f"{here}.tsallis:Tsallis")
+    register("mellowmax", f"{here}.mellowmax:Mellowmax")
     register("greedy", f"{here}.greedy:Greedy")
