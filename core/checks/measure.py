@@ -148,16 +148,15 @@ STEPS: Final = 60
 
 
 def descend(
-    tree: Tree, subset: ActionSubset, objective: Objective, extraction: PolicyExtraction, whole: bool = False
+    tree: Tree, subset: ActionSubset, objective: Objective, extraction: PolicyExtraction
 ) -> tuple[float, float]:
-    """KL(teacher || student) before and after training a table of logits, in nats a row.
+    """KL(teacher || student) on the subset before and after training a table of logits, in nats a row.
 
     Args:
         tree: the world.
         subset: of the composition.
         objective: the loss; its support term counts.
         extraction: of the composition.
-        whole: over all tokens; else over the subset, where both policies are renormalised.
     """
     table = torch.randn(tree.teacher.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     table = table.requires_grad_()
@@ -168,7 +167,7 @@ def descend(
     def distance() -> float:
         with torch.no_grad():
             teacher, student = tree.teacher[state], table[state]
-            if not whole and not td.subset.full:
+            if not td.subset.full:
                 actions, mask = td.subset.actions, td.subset.mask
                 teacher, student = (z.gather(1, actions).masked_fill(~mask, -math.inf) for z in (teacher, student))
             return float(kl(teacher, student).mean())

@@ -1,6 +1,5 @@
 """Checks of recipes."""
 
-import math
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -135,26 +134,28 @@ def outside_mass(recipe: RecipeFile) -> None:
         return
     inside = members(td.subset, world.teacher.shape[1])
     partial = ~inside.all(1)
-    top = world.student.masked_fill(~inside, -math.inf).amax(1, keepdim=True)
+    right = td.subset.mass.clamp(max=1 - 1e-6)
+    teacher = world.teacher.log_softmax(1)
     losses = []
-    for distance in (30.0, 1.0):  # below the best action of the set, so that no maximum moves
-        logits = torch.where(inside, world.student, top - distance)
-        losses.append(composed(objective, replace(td, student=DenseLogits(logits)))[partial].detach())
+    for mass in (right, right / 3):  # the other tokens share the rest, so that none of them is the likeliest
+        others = ((1 - mass) / (~inside).sum(1).clamp(min=1)).log()
+        logits = torch.where(inside, teacher + (mass / right).log()[:, None], others[:, None])
+        losses.append(composed(objective, replace(td, student=DenseLogits(logits)))[partial])
     if not bool((losses[1] > losses[0] + 1e-3).all()):
         raise CheckFailed(
-            "The loss doesn't rise when the student puts a third of its probability outside the subset, where the "
-            "teacher puts little: nothing holds it there. Set objective.support_weight, or take an objective with a "
+            "The loss doesn't rise when a student that else equals its teacher gives the subset a third of the "
+            "probability: nothing holds the mass outside. Set objective.support_weight, or take an objective with a "
             "tail, or the softmax extraction."
         )
 
 
 @check("recipe")
 def learns(recipe: RecipeFile) -> None:
-    """Minimised on a token tree, it brings the student's whole policy nearer to the teacher's."""
+    """Minimised on a token tree, it brings the student's policy nearer to the teacher's on the subset."""
     subset, objective, extraction, _ = parts_of(recipe)
-    before, after = descend(make_tree(), subset, objective, extraction, whole=True)
+    before, after = descend(make_tree(), subset, objective, extraction)
     if not after < 0.8 * before:
         raise CheckFailed(
-            f"After {STEPS} steps on the teacher's answers the student's KL to the teacher over all tokens is "
+            f"After {STEPS} steps on the teacher's answers the student's KL to the teacher on the subset is "
             f"{after:.4g} nats, and was {before:.4g}. Most likely the parts don't belong together."
         )
