@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--conformance") and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = []  # the tests of the current folder were not asked for
+
+
 class Item(pytest.Item):
     """One check on one part."""
 

@@ -128,6 +128,9 @@ class Registry:
                 raise
             except (Exception, SystemExit) as error:  # the same for what its hooks do
                 registry.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}"))
+        for name in sorted((names or set()) - {_normal(p.distribution) for p in registry.plugins}):
+            if name not in {_normal(failure.distribution) for failure in registry.failures}:
+                registry.failures.append(Failure(name, name, "DISTILLZOO_PLUGINS names it, and it is not installed"))
         return registry
 
     def add(self, plugin: object, distribution: str, version: str) -> None:
@@ -205,7 +208,10 @@ class Registry:
         try:
             return self._entries[kind][name]
         except KeyError:
-            raise UnknownName(kind, name, self.names(kind)) from None
+            error = UnknownName(kind, name, self.names(kind))
+            if "DISTILLZOO_PLUGINS" in os.environ:
+                error.args = (f"{error.args[0]} DISTILLZOO_PLUGINS restricts which plugins load.",)
+            raise error from None
 
     def all_entries(self) -> list[Entry]:
         """The entries of all kinds, sorted by name within each."""

@@ -79,8 +79,9 @@ def batch_split(objective: Objective) -> None:
             whole,
             Measured(joined, whole.loss, gradient),
             "when every answer is a batch of its own",
-            "a statistic of the whole batch (its mean, its largest value, its number of rows) enters the terms; a term "
-            "belongs to its row, and the trainer divides by the tokens of the whole optimiser step",
+            "a statistic of the whole batch (its mean, its largest value, its number of rows) or a neighbouring row "
+            "that is no successor enters the terms; a term belongs to its row, and the trainer divides by the tokens "
+            "of the whole optimiser step",
         )
 
 
@@ -301,8 +302,8 @@ def short_answers(objective: Objective) -> None:
             except Exception as error:
                 raise CheckFailed(
                     f"A batch of {len(order)} answer(s) of one token raises {type(error).__name__}: {error}. "
-                    f"Most likely "
-                    f"an index or a maximum over no rows."
+                    f"Most likely an index or a maximum over no rows, or a successor taken as a row where it is "
+                    f"TERMINAL or UNKNOWN: use transitions.next_value."
                 ) from error
             if not bool(torch.isfinite(loss).all()):
                 raise CheckFailed(
@@ -315,16 +316,21 @@ def short_answers(objective: Objective) -> None:
 @check("objective")
 def truncation(objective: Objective) -> None:
     """The last row of a truncated answer doesn't pretend that the answer ended."""
-    world = make_world(answers=(Answer(1, (4, 0, 7, 1), False),))
-    ended = replace(world, answers=(Answer(1, (4, 0, 7, 1), True),))
+    cut, another = Answer(1, (4, 0, 7, 1), False), Answer(1, (5, 6), False)
+    world = make_world(answers=(cut, another))
+    ended = replace(world, answers=(replace(cut, ended=True), another))
+    last = len(cut.actions) - 1
     for composition in fitting(objective):
         plain = measure(objective, world, composition).loss
-        other = world.hidden.detach().clone()
-        other[1] += 1.0
-        moved = measure(objective, replace(world, hidden=other.requires_grad_()), composition).loss
-        looks_ahead = not math.isclose(float(plain[0]), float(moved[0]), rel_tol=1e-9)
+        depends = {}
+        for row in (1, last + 1):
+            other = world.hidden.detach().clone()
+            other[row] += 1.0
+            moved = measure(objective, replace(world, hidden=other.requires_grad_()), composition).loss
+            depends[row] = not math.isclose(float(plain[0]), float(moved[0]), rel_tol=1e-9)
         end = measure(objective, ended, composition).loss
-        if looks_ahead and math.isclose(float(plain[-1]), float(end[-1]), rel_tol=1e-9):
+        looks_ahead = depends[1] and not depends[last + 1]  # what another answer changes is no successor's value
+        if looks_ahead and math.isclose(float(plain[last]), float(end[last]), rel_tol=1e-9):
             raise CheckFailed(
                 "The terms look at the successor's value, and the last row of a truncated answer has the same loss as "
                 "that of an ended one. Its successor is not terminal but unknown: leave the term out where "

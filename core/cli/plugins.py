@@ -137,14 +137,17 @@ def check(name: str | None, as_json: bool) -> None:
         ]  # fmt: skip
         print_json({"checks": checks, "unusable": unusable})
     else:
-        _print_outcomes(found, failed)
+        if found:
+            _print_outcomes(found, failed, bool(unusable))
         for text in unusable:
             click.echo(f"unusable: {text}", err=True)
     if failed or unusable:
         sys.exit(1)
 
 
-def _print_outcomes(found: "list[tuple[Entry, Outcome]]", failed: "list[tuple[Entry, Outcome]]") -> None:
+def _print_outcomes(
+    found: "list[tuple[Entry, Outcome]]", failed: "list[tuple[Entry, Outcome]]", unusable: bool
+) -> None:
     from distillzoo.core.checks import label
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -164,8 +167,10 @@ def _print_outcomes(found: "list[tuple[Entry, Outcome]]", failed: "list[tuple[En
     for entry, o in found:
         if o.status == "known":
             console.print(f"\nknown: {entry.kind} {entry.name}, {o.check.name}: {o.message}", markup=False)
-    verdict = f"{len(failed)} failed" if failed else "all hold"
-    console.print(f"\n{len(found)} checks on {len({(e.kind, e.name) for e, _ in found})} parts: {verdict}.")
+    parts = len({(e.kind, e.name) for e, _ in found})
+    sound = "all hold, but not every part is usable" if unusable else "all hold"
+    verdict = f"{len(failed)} failed" if failed else sound
+    console.print(f"\n{len(found)} checks on {parts} part{'s' if parts != 1 else ''}: {verdict}.")
 
 
 @plugins.command()
