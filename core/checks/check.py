@@ -62,6 +62,11 @@ def check(*kinds: Kind, when: Callable[[Any], bool] = lambda part: True) -> Call
     return enter
 
 
+def first_example(part: Part) -> bool:
+    """Whether a part is the first of its examples: a slow check that parameters hardly touch runs on it alone."""
+    return part == type(part).examples()[0]
+
+
 def kind_of(part: Subject) -> Kind:
     """The kind of a part, from its base class.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from distillzoo.core.checks.check import CheckFailed, check
+from distillzoo.core.checks.check import CheckFailed, check, first_example
 from distillzoo.core.checks.measure import close, compiled_equals, more_than_the_view, slopes
 from distillzoo.core.checks.world import (
     PLAIN,
@@ -318,7 +318,7 @@ def low_precision(part: PolicyExtraction) -> None:
             raise CheckFailed(f"The value is off under bfloat16 autocast: {seen}. Most likely a sum in bfloat16.")
 
 
-@check("extraction")
+@check("extraction", when=first_example)
 def compiles(part: PolicyExtraction) -> None:
     """Traced by ``torch.compile``, value, policy and gradient are the same."""
     world = make_world()

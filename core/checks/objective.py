@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from distillzoo.core.checks.check import CheckFailed, check
+from distillzoo.core.checks.check import CheckFailed, check, first_example
 from distillzoo.core.checks.measure import (
     STEPS,
     Measured,
@@ -433,7 +433,7 @@ def low_precision(objective: Objective) -> None:
             raise CheckFailed("The gradient is not finite under bfloat16 autocast.")
 
 
-@check("objective")
+@check("objective", when=first_example)
 def compiles(objective: Objective) -> None:
     """Traced by ``torch.compile``, loss and gradient are the same."""
     world = make_world()

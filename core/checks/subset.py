@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from distillzoo.core.checks.check import CheckFailed, check, label
+from distillzoo.core.checks.check import CheckFailed, check, first_example, label
 from distillzoo.core.checks.measure import compiled_equals, more_than_the_view
 from distillzoo.core.checks.world import Lay, V, make_world, rows_of, student_view, teacher_view
 from distillzoo.core.logits import DenseLogits, LogitView
@@ -348,7 +348,7 @@ def low_precision(part: ActionSubset) -> None:
     )
 
 
-@check("subset")
+@check("subset", when=first_example)
 def compiles(part: ActionSubset) -> None:
     """Traced by ``torch.compile``, the sets are the same."""
 
