@@ -305,7 +305,7 @@ def test_a_plugin_part_that_raises_is_not_swallowed(distillzoo, small, tmp_path)
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[distillzoo]\nbroken = broken\n")
-    path = {"PYTHONPATH": str(tmp_path)}
+    path = {"PYTHONPATH": str(tmp_path), "DISTILLZOO_PLUGINS": "broken"}
     result = distillzoo("list", "subsets", env=path)
     assert result.returncode == 0
     assert "Plugin 'broken' of broken was not loaded: RuntimeError: half a plugin" in result.stderr
