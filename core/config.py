@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distillzoo.core.errors import UserError, explain
+from distillzoo.core.part import Part
 from distillzoo.core.recipe import Recipe, read_yaml
 from distillzoo.core.registry import PART_KINDS, Kind, Registry
 
@@ -83,6 +84,24 @@ class Training(_Section):
     save_every: int = Field(500, ge=1, description="optimiser steps between checkpoints; the last two are kept")
 
 
+class PlainCorpus(_Section):
+    """A language-modelling term on a second corpus, which keeps general ability: weight ( (1 - share) * -log pi(a|s)
+    + share * KL(pi_T || pi)(s) ), mean over the corpus's tokens."""
+
+    data: str | None = Field(
+        None, description="JSON lines with a 'text', datasets id (id:split), or suite (suite:split), read as plain text"
+    )
+    weight: float = Field(0.0, ge=0, description="of the term in the loss; 0 for none")
+    teacher_share: float = Field(0.5, ge=0, le=1, description="share of the teacher's distribution in the term")
+    limit: int | None = Field(None, ge=1, description="use only the first so many texts")
+
+    @model_validator(mode="after")
+    def _has_data(self) -> "PlainCorpus":
+        if self.weight > 0 and self.data is None:
+            raise ValueError("a weight needs a corpus: set lm.data, or lm.weight to 0")
+        return self
+
+
 class Evaluation(_Section):
     """What is measured at the end of a run, and how answers are decoded."""
 
@@ -107,6 +126,7 @@ class RunConfig(_Section):
     extraction: PartChoice = Field(default_factory=lambda: PartChoice(name="softmax"))
     trajectories: PartChoice = Field(default_factory=lambda: PartChoice(name="dataset"))
     train: Training = Field(default_factory=Training)
+    lm: PlainCorpus = Field(default_factory=PlainCorpus)
     evaluate: Evaluation = Field(default_factory=Evaluation)
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
@@ -115,8 +135,8 @@ class RunConfig(_Section):
     wandb: bool = Field(False, description="log to Weights & Biases too (WANDB_MODE=offline works)")
 
 
-IDENTITY: Final[dict[str, str]] = dict.fromkeys(PART_KINDS, "name") | {"teacher": "model", "student": "model"}
-"""Sections whose other fields belong to what one field names."""
+IDENTITY: Final = ("name", "model")
+"""Fields that say what a section is: where one of them changes, the section's other fields belong to something else."""
 
 
 def resolve(
@@ -153,8 +173,9 @@ def resolve(
     _fill_from_suite(config, registry)
     _make_paths_absolute(config)
     for kind in PART_KINDS:
-        part = build_part(registry, config, kind)
-        setattr(config, kind, PartChoice(name=getattr(config, kind).name, **part.model_dump(mode="json")))
+        choice: PartChoice = getattr(config, kind)
+        filled = choice_of(build_part(registry, config, kind), choice.model_dump())
+        setattr(config, kind, PartChoice.model_validate(filled))
     for metric in config.evaluate.metrics:
         registry.entry("metric", metric)
     return config
@@ -163,7 +184,33 @@ def resolve(
 def build_part(registry: Registry, config: RunConfig, kind: Kind) -> Any:
     """The part that a resolved configuration names."""
     choice: PartChoice = getattr(config, kind)
-    return registry.get(kind, choice.name).configure(kind, choice.params)
+    return _build(registry, kind, choice.name, choice.params, kind)
+
+
+def _build(registry: Registry, kind: Kind, name: str, params: Tree, where: str) -> Any:
+    """A part with the parts that are its parameters, each given as a mapping with a name."""
+    cls = registry.get(kind, name)
+    built = dict(params)
+    for field, info in cls.model_fields.items():
+        inner, value = registry.kind_of(info.annotation), params.get(field)
+        if inner is None or field not in params:
+            continue
+        place = f"{where}.{field}"
+        if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
+            raise UserError(
+                f"{place} is a part: give it as {{name: ...}}, as in --set {place}.name=NAME, not {value!r}."
+            )
+        built[field] = _build(registry, inner, value["name"], {k: v for k, v in value.items() if k != "name"}, place)
+    return cls.configure(where, built)
+
+
+def choice_of(part: Any, chosen: Mapping[str, Any]) -> Tree:
+    """All parameters of a part beside the name by which it was chosen, and so for the parts within it."""
+    tree: Tree = {"name": chosen["name"]}
+    for field, value in part.model_dump(mode="json").items():
+        inner = getattr(part, field)
+        tree[field] = choice_of(inner, chosen[field]) if isinstance(inner, Part) else value
+    return tree
 
 
 def merge(low: Tree, high: Mapping[str, Any]) -> Tree:
@@ -176,7 +223,7 @@ def merge(low: Tree, high: Mapping[str, Any]) -> Tree:
         old = tree.get(key)
         if not (isinstance(old, dict) and isinstance(value, Mapping)):
             tree[key] = deepcopy(dict(value) if isinstance(value, Mapping) else value)
-        elif key in IDENTITY and value.get(IDENTITY[key], old.get(IDENTITY[key])) != old.get(IDENTITY[key]):
+        elif any(value.get(name, old.get(name)) != old.get(name) for name in IDENTITY):
             tree[key] = deepcopy(dict(value))
         else:
             tree[key] = merge(old, value)

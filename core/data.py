@@ -13,7 +13,7 @@ from distillzoo.core.config import Column, DataSource
 from distillzoo.core.errors import UserError, cannot, suggest
 from distillzoo.core.registry import Registry
 from distillzoo.core.suite import Suite
-from distillzoo.core.trajectories import Completion, PromptRow
+from distillzoo.core.trajectories import Completion, PromptRow, Trajectory
 
 Row = dict[str, Any]
 """An example: ``instruction``, ``input`` and ``output`` (a list), or ``messages`` and ``output``."""
@@ -43,21 +43,26 @@ def load_rows(source: str, data: DataSource, registry: Registry, default_split: 
         return list(suite.examples(wanted)), suite
     path = Path(source).expanduser()
     if path.suffix in {".jsonl", ".json"} or path.exists():
-        rows = _read_json_lines(path, data.columns)
+        rows = [_row(raw, data.columns, f"{path}, line {number}") for number, raw in _json_lines(path)]
     else:
-        rows = _read_dataset(name, split or default_split, data.columns)
+        wanted = split or default_split
+        found = enumerate(_dataset_rows(name, wanted))
+        rows = [_row(raw, data.columns, f"{name}:{wanted}, row {i}") for i, raw in found]
     if not rows:
         raise UserError(f"'{source}' holds no rows.")
     return rows, None
 
 
-def _read_json_lines(path: Path, columns: dict[Column, str]) -> list[Row]:
-    rows = []
+def _json_lines(path: Path, limit: int | None = None) -> list[tuple[int, Row]]:
+    """Line numbers and objects of a JSON lines file, the first ``limit`` of them."""
+    rows: list[tuple[int, Row]] = []
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
+                if limit is not None and len(rows) == limit:
+                    break
                 if line.strip():
-                    rows.append(_row(_parse(line, f"{path}, line {number}"), columns, f"{path}, line {number}"))
+                    rows.append((number, _parse(line, f"{path}, line {number}")))
     except OSError as error:
         raise cannot("read", path, error) from None
     except UnicodeDecodeError as error:
@@ -77,15 +82,16 @@ def _parse(line: str, where: str) -> Row:
     return value
 
 
-def _read_dataset(name: str, split: str, columns: dict[Column, str]) -> list[Row]:
+def _dataset_rows(name: str, split: str, limit: int | None = None) -> list[Row]:
     import datasets
 
     try:
-        table = datasets.load_dataset(name, split=split)
+        if limit is None:
+            return [dict(row) for row in datasets.load_dataset(name, split=split)]
+        return [dict(row) for row in datasets.load_dataset(name, split=split, streaming=True).take(limit)]
     except Exception as error:  # datasets raises a dozen kinds for "not found" and "no network"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"'{name}' is neither a file nor a data set that can be loaded: {first}") from None
-    return [_row(dict(row), columns, f"{name}:{split}, row {i}") for i, row in enumerate(table)]
 
 
 def _row(raw: Row, columns: dict[Column, str], where: str) -> Row:
@@ -154,6 +160,38 @@ class Truncation:
     rows: int = 0
 
 
+def load_texts(source: str, encoder: "Encoder", registry: Registry, limit: int | None) -> list[Trajectory]:
+    """Plain texts as trajectories whose prompt is the first token; a suite's rows are read as prompt and answer.
+
+    Raises:
+        UserError: the source does not exist, is empty or malformed.
+    """
+    name = source.partition(":")[0]
+    if name in registry.names("suite"):
+        rows, _ = load_rows(source, encoder.data, registry, "train")
+        encoded = [(row.prompt, row.references[0]) for row in encoder.encode(rows[:limit], Truncation())]
+        texts = [Completion([*prompt, *answer.tokens], answer.ended) for prompt, answer in encoded]
+    else:
+        texts = [encoder.plain(text) for text in _read_texts(source, limit)]
+    usable = [Trajectory(t.tokens[:1], Completion(t.tokens[1:], t.ended), "text") for t in texts if len(t.tokens) > 1]
+    if not usable:
+        raise UserError(f"lm.data: '{source}' holds no text of two tokens or more.")
+    return usable
+
+
+def _read_texts(source: str, limit: int | None) -> list[str]:
+    path = Path(source).expanduser()
+    name, _, split = source.partition(":")
+    if path.suffix in {".jsonl", ".json"} or path.exists():
+        raw = [(row, f"{path}, line {number}") for number, row in _json_lines(path, limit)]
+    else:
+        raw = [(row, f"{name}, row {i}") for i, row in enumerate(_dataset_rows(name, split or "train", limit))]
+    for row, where in raw:
+        if not isinstance(row.get("text"), str):
+            raise UserError(f"{where}: a plain corpus has a 'text' in each row. Fields: {', '.join(map(repr, row))}.")
+    return [row["text"] for row, _ in raw]
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Turns rows into tokens, with the chat template where the tokenizer has one, else the Alpaca template.
@@ -219,6 +257,13 @@ class Encoder:
             truncation.answers += 1
             return Completion(tokens[:room], ended=False)
         return Completion(tokens, ended=True)
+
+    def plain(self, text: str) -> Completion:
+        """A plain text, cut at ``max_length`` tokens."""
+        tokens = self.tokenizer(text, return_attention_mask=False)["input_ids"]
+        if tokens[-1:] != [self.end]:
+            tokens = [*tokens, self.end]
+        return Completion(tokens[: self.data.max_length], ended=len(tokens) <= self.data.max_length)
 
     def text(self, tokens: Sequence[int]) -> str:
         """An answer's text, without special tokens."""

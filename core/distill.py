@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from distillzoo.core.batch import Collator, TrajectoryData
 from distillzoo.core.config import RunConfig, dump
 from distillzoo.core.errors import UserError
 from distillzoo.core.evaluation import Scores
@@ -25,8 +26,10 @@ from distillzoo.core.models import fingerprint, tokenizer_hash
 from distillzoo.core.progress import Reporter, StepProgress
 from distillzoo.core.registry import PART_KINDS, Registry
 from distillzoo.core.report import write_report
+from distillzoo.core.rounds import Rounds
 from distillzoo.core.rundir import RunDirectory, checkpoint_step
-from distillzoo.core.trainer import Collator, Distillation, DistillTrainer, TrajectoryData
+from distillzoo.core.step import Distillation
+from distillzoo.core.trainer import Corpus, DistillTrainer, Places, share_of
 from distillzoo.core.world import World
 
 RESULT_SCHEMA: Final = 1
@@ -49,7 +52,8 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     world.load()
     if not directory.config.exists():
         directory.write_text(directory.config, dump(config))
-    trajectories = world.collect()
+    online = world.parts[3].period is not None
+    trajectories = [] if online else world.collect()
     _say_what_was_cut(world, reporter)
     scores: dict[str, Scores] = {}
     if config.evaluate.before and directory.writes:
@@ -76,7 +80,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "directions": {name: metric.direction for name, metric in world.metrics.items()},
         "training": {
             "steps": trainer.state.global_step,
-            "trajectories": len(trajectories),
+            "trajectories": _sequences(config) if online else len(trajectories),
             "response_tokens": trainer.response_tokens,
             "seconds": seconds,
             "response_tokens_per_second": trainer.response_tokens / max(seconds, 1e-9),
@@ -145,16 +149,26 @@ class _MetricsFile(TrainerCallback):
 def _train(
     world: World, trajectories: list[Any], directory: RunDirectory, reporter: Reporter
 ) -> tuple[float, DistillTrainer]:
-    subset, objective, extraction, _ = world.parts
+    subset, objective, extraction, source = world.parts
     arguments = training_arguments(world, directory)
+    lm = world.config.lm
+    corpus = Corpus(world.texts, lm.weight, lm.teacher_share) if world.texts else None
+    asked = subset.needs_teacher or objective.needs_teacher_view(subset)
+    asked = asked or (corpus is not None and corpus.teacher_share > 0)
+    rounds = None
+    if source.period is not None:
+        process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rounds = Rounds(source, world.sources(), share_of(arguments, process, processes), world.config.seed)
     trainer = DistillTrainer(
-        student=Distillation(world.student, objective, extraction),
-        teacher=world.teacher if subset.needs_teacher or objective.needs_teacher_view(subset) else None,
+        student=Distillation(world.student, subset, objective, extraction),
+        teacher=world.teacher if asked else None,
         subset=subset,
         objective=objective,
+        collator=Collator(world.tokenizer.pad_token_id),
+        rounds=rounds,
+        corpus=corpus,
         args=arguments,
-        train_dataset=TrajectoryData(trajectories),
-        data_collator=Collator(world.tokenizer.pad_token_id),
+        train_dataset=Places(_sequences(world.config)) if rounds else TrajectoryData(trajectories),
         processing_class=world.tokenizer,
         callbacks=[_MetricsFile(directory), StepProgress(reporter)],
     )
@@ -175,6 +189,10 @@ def _train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.count_all_processes()
     return time.perf_counter() - start, trainer
+
+
+def _sequences(config: RunConfig) -> int:
+    return config.train.max_steps * config.train.batch_size
 
 
 def training_arguments(world: World, directory: RunDirectory) -> TrainingArguments:

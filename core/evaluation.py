@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillzoo.core.batch import Batch, Collator
 from distillzoo.core.data import Encoder, Row
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.generation import Generator
 from distillzoo.core.metric import Metric, States
 from distillzoo.core.models import Backbone
 from distillzoo.core.suite import Suite
-from distillzoo.core.trainer import Batch, Collator
 from distillzoo.core.trajectories import Completion, PromptRow, Trajectory
 
 
@@ -58,9 +58,8 @@ class ModelEvaluation:
         total, count = 0.0, 0
         for batch in self._batches(on):
             table = batch.transitions()
-            place = (batch.input_ids, batch.attention_mask, table.sequence, table.position)
-            model, teacher = self.model.view(self.model.states(*place)), self.teacher.view(self.teacher.states(*place))
-            total += float(model.rowwise(fn, teacher).double().sum())
+            student, teacher = self.model.view_of(batch, table), self.teacher.view_of(batch, table)
+            total += float(student.rowwise(fn, teacher).double().sum())
             count += len(table)
         return total / count if count else None
 
@@ -71,10 +70,31 @@ class ModelEvaluation:
             for row, response in zip(self.encoded, responses, strict=True)
             if response.tokens
         ]
-        sequences.sort(key=lambda t: len(t.prompt) + len(t.response.tokens))
-        collate, device = Collator(self.pad), self.model.model.device
-        parts = [sequences[i : i + self.batch_size] for i in range(0, len(sequences), self.batch_size)]
-        return [Batch(**{k: v.to(device) for k, v in collate(part).items()}) for part in parts]
+        return padded(sequences, self.pad, self.batch_size, self.model.model.device)
+
+
+@torch.no_grad()
+def mean_nll(model: Backbone, rows: Sequence[PromptRow], pad: int, batch_size: int) -> float:
+    """Mean -log pi of the first reference answers, nats a token."""
+    training = model.model.training
+    model.model.eval()
+    total, count = 0.0, 0
+    for batch in padded([Trajectory(row.prompt, row.references[0], "references") for row in rows], pad, batch_size,
+                        model.model.device):  # fmt: skip
+        table = batch.transitions()
+        view = model.view_of(batch, table)
+        total += float((view.logsumexp() - view.select(table.action)).double().sum())
+        count += len(table)
+    model.model.train(training)
+    return total / max(1, count)
+
+
+def padded(trajectories: Sequence[Trajectory], pad: int, batch_size: int, device: torch.device) -> list[Batch]:
+    """Batches of trajectories of similar lengths."""
+    ordered = sorted(trajectories, key=lambda t: len(t.prompt) + len(t.response.tokens))
+    collate = Collator(pad)
+    parts = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    return [Batch(**{k: v.to(device) for k, v in collate(part).items()}) for part in parts]
 
 
 def evaluate(

@@ -5,17 +5,25 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from distillzoo.core.errors import cannot
 from distillzoo.core.extraction import Decoding
+from distillzoo.core.mixture import Mixing, Mixture, Recording
 from distillzoo.core.trajectories import Completion, Sampler
 
 Progress = Callable[[int], None]
@@ -33,6 +41,9 @@ class Generator:
         suppressed: columns of the model that hold no token; they are never sampled.
         max_new_tokens: length limit of a response.
         batch_size: sequences a batch.
+        progress: called after each batch.
+        with_logprobs: whether completions carry their log-probabilities.
+        mixture: a teacher to be mixed in, token by token.
     """
 
     model: PreTrainedModel
@@ -42,6 +53,8 @@ class Generator:
     max_new_tokens: int
     batch_size: int
     progress: Progress = lambda count: None
+    with_logprobs: bool = False
+    mixture: Mixture | None = None
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
@@ -64,15 +77,28 @@ class Generator:
         width = max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        recording = Recording()
+        processors = [] if self.mixture is None else [Mixing(self.mixture, mask)]
+        processors = [*processors, *_warpers(decoding), *([recording] if self.with_logprobs else [])]
         sampled: Any = self.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=self._settings(decoding)
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._settings(decoding),
+            logits_processor=LogitsProcessorList(processors),
         )
-        return [self._cut(row) for row in sampled[:, width:].tolist()]
+        answers = sampled[:, width:]
+        if not self.with_logprobs:
+            return [self._cut(row) for row in answers.tolist()]
+        recording.note(answers[:, -1])
+        logprobs = torch.stack(recording.picked, 1).tolist()
+        cut = [self._cut(row) for row in answers.tolist()]
+        return [replace(c, logprobs=row[: len(c.tokens)]) for c, row in zip(cut, logprobs, strict=True)]
 
     def _settings(self, decoding: Decoding) -> GenerationConfig:
+        # the warpers are ours, so that what is recorded is what the tokens are drawn from
         sampling: dict[str, Any] = {"do_sample": False}
         if decoding.temperature > 0:
-            sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+            sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             eos_token_id=list(self.stops),
@@ -86,6 +112,15 @@ class Generator:
             if token in self.stops:
                 return Completion(tokens[: i + 1], ended=True)
         return Completion(tokens, ended=False)
+
+
+def _warpers(decoding: Decoding) -> list[LogitsProcessor]:
+    found: list[LogitsProcessor] = []
+    if decoding.temperature not in (0.0, 1.0):
+        found.append(TemperatureLogitsWarper(float(decoding.temperature)))
+    if decoding.temperature > 0 and decoding.top_p < 1.0:
+        found.append(TopPLogitsWarper(decoding.top_p))
+    return found
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from distillzoo.core.batch import Batch
 from distillzoo.core.config import ModelSource
 from distillzoo.core.data import end_token
 from distillzoo.core.errors import UserError
@@ -19,6 +20,7 @@ from distillzoo.core.factored import Head
 from distillzoo.core.logits import DenseLogits, FactoredLogits, LogitView
 from distillzoo.core.prune import prune, pruned_layers
 from distillzoo.core.registry import Registry
+from distillzoo.core.transitions import Transitions
 
 log = logging.getLogger(__name__)
 
@@ -70,24 +72,29 @@ class Backbone:
         Positions count real tokens only, so the padding side makes no difference.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if "position_ids" in _arguments(self.model):
+        if "position_ids" in self.arguments:
             inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
         if self.head is None:
             return self.model(**inputs).logits[sequence, position]  # type: ignore[no-any-return]
         return self.model.base_model(**inputs).last_hidden_state[sequence, position]  # type: ignore[no-any-return]
 
+    def view_of(self, batch: Batch, table: Transitions) -> LogitView:
+        """Logits at the states of a batch."""
+        return self.view(self.states(batch.input_ids, batch.attention_mask, table.sequence, table.position))
+
     def narrowed(self, size: int) -> "Backbone":
         """The same model on its first ``size`` columns."""
         return replace(self, vocabulary=self.vocabulary.narrowed(size))
+
+    @property
+    def arguments(self) -> Iterable[str]:
+        """Names of what the model's forward takes."""
+        return inspect.signature(self.model.forward).parameters
 
     def columns_without_token(self) -> list[int]:
         """Ids that the model could pick and no tokenizer has."""
         holes = [] if self.vocabulary.holes is None else self.vocabulary.holes.tolist()
         return [*holes, *range(self.vocabulary.size, self.model.get_output_embeddings().weight.shape[0])]
-
-
-def _arguments(model: nn.Module) -> Iterable[str]:
-    return inspect.signature(model.forward).parameters
 
 
 def load_tokenizer(source: ModelSource, registry: Registry) -> Any:

@@ -19,6 +19,18 @@ from distillzoo.core.transitions import Transitions
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation over the rows of a whole optimiser step, in all its forward passes and processes."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+PLAIN: Final = Moments()
+"""The moments that leave returns as they are."""
+
+
+@dataclass(frozen=True)
 class TDBatch:
     """All that an objective may see of a batch of N transitions."""
 
@@ -28,6 +40,16 @@ class TDBatch:
     subset: Subset
     extraction: PolicyExtraction
     teacher_view: LogitView | None = None
+    target_view: LogitView | None = None
+    moments: Moments = PLAIN
+    """Those of the objective's ``returns``, for an objective that ``whitens``."""
+
+    @property
+    def target(self) -> LogitView:
+        """The logits of the target network, for objectives that declare ``target_update``. No gradient."""
+        if self.target_view is None:
+            raise ValueError("The objective reads a target network but does not declare it: give it a target_update.")
+        return self.target_view
 
     @property
     def teacher(self) -> LogitView:
@@ -83,6 +105,14 @@ TAKEN: Final = (
     "action_inside",
 )  # fmt: skip
 """Names in the logs that the trainer gives; no term may have one of them."""
+
+
+@dataclass(frozen=True)
+class TargetUpdate:
+    """How a target network follows the student: every so many optimiser steps, w_target += rate (w - w_target)."""
+
+    every: int
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -152,6 +182,25 @@ class Objective(Part):
     def stops_gradient(self) -> bool:
         """Whether a part of the loss is held fixed on purpose, so that the gradient isn't that of the value."""
         return False
+
+    @property
+    def needs_student_rows(self) -> bool:
+        """Whether the objective needs the student's own trajectories beside the expert's."""
+        return False
+
+    @property
+    def target_update(self) -> TargetUpdate | None:
+        """How the target network that ``terms`` reads follows the student; none without such a network."""
+        return None
+
+    @property
+    def whitens(self) -> bool:
+        """Whether ``terms`` reads ``td.moments``, the mean and deviation of ``returns`` over the optimiser step."""
+        return False
+
+    def returns(self, td: TDBatch) -> Float[Tensor, "N"]:
+        """What an objective that ``whitens`` wants the moments of. Called without gradient before the step."""
+        raise NotImplementedError
 
     def check(self, extraction: PolicyExtraction) -> None:
         """Refuse a composition that cannot train.

@@ -231,6 +231,12 @@ class Registry:
             raise UnknownName("plugin or part", name, known)
         return found
 
+    def kind_of(self, annotation: Any) -> Kind | None:
+        """The kind of part that a field with this annotation holds; none if it holds no part."""
+        if not inspect.isclass(annotation):
+            return None
+        return next((kind for kind in PART_KINDS if issubclass(annotation, _imported(BASES[kind]))), None)
+
     def get(self, kind: Kind, name: str) -> Any:
         """The registered class (or path, for a recipe), imported if need be.
 

@@ -139,11 +139,17 @@ class SubsetQ:
 class ActionSubset(Part):
     """Base of the subsets: which tokens of a state are actions.
 
-    A subset implements ``select``. It sees the teacher's logits only, never the student's, and works row by row.
+    A subset implements ``select``, which sees the teacher's logits only and works row by row. One that looks at the
+    student's too says so by ``needs_student`` and implements ``choose``; it must not depend on their gradient.
     """
 
     needs_teacher: ClassVar[bool] = True
     """Whether ``select`` reads the teacher; if not, an objective that doesn't either trains without one."""
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether the student's logits count too, so that ``choose`` is to be asked instead of ``select``."""
+        return False
 
     include_action: bool = Field(False, description="add the taken action where the set misses it")
 
@@ -160,6 +166,10 @@ class ActionSubset(Part):
         Returns:
             Sets that are never empty, sorted by teacher probability, without repeats and with their mass.
         """
+
+    def choose(self, teacher: LogitView, student: LogitView) -> Subset:
+        """The set of each state where the student's logits count too; a subset that ``needs_student`` overrides it."""
+        return self.select(teacher)
 
     def with_action(self, subset: Subset, teacher: LogitView, action: Int[Tensor, "N"]) -> Subset:
         """The subset with the taken action appended where it is missing, if ``include_action`` asks for it.

@@ -1,4 +1,4 @@
-"""The training step, on top of transformers' Trainer."""
+"""The training loop, on top of transformers' Trainer."""
 
 import math
 from collections import defaultdict
@@ -8,146 +8,53 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState
 
+from distillzoo.core.batch import Batch
 from distillzoo.core.errors import UserError
-from distillzoo.core.extraction import PolicyExtraction
 from distillzoo.core.logits import LogitView
 from distillzoo.core.models import Backbone
-from distillzoo.core.objective import Objective, TDBatch, support_term
-from distillzoo.core.subset import ActionSubset, Subset, WholeVocabulary
+from distillzoo.core.objective import Moments, Objective
+from distillzoo.core.rounds import Rounds, Share, Shuffled
+from distillzoo.core.step import Asked, Distillation, PlainText, StepResult
+from distillzoo.core.subset import ActionSubset
+from distillzoo.core.target import TargetNetwork
 from distillzoo.core.trajectories import Trajectory
-from distillzoo.core.transitions import IGNORED, Transitions, transitions
 
 SIZES_KEPT: Final = 4096
 """Subset sizes kept between two log rows for the 95th percentile."""
 
-MASS_ROWS: Final = 64
-"""States of a forward pass on which the student's mass on the subset is measured; each costs a pass over the head."""
+TARGET: Final = "target"
+"""Folder of the target network in a checkpoint."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A padded batch on the device; ``ended`` says which sequences are not truncated."""
+class Corpus:
+    """The second corpus of the language-modelling term: its texts, the term's weight and the teacher's share in it."""
 
-    input_ids: Int[Tensor, "B T"]
-    attention_mask: Int[Tensor, "B T"]
-    labels: Int[Tensor, "B T"]
-    ended: Bool[Tensor, "B"]
-
-    def transitions(self) -> Transitions:
-        return transitions(self.labels, self.input_ids, self.ended)
+    texts: Sequence[Trajectory]
+    weight: float
+    teacher_share: float
 
 
-class TrajectoryData(Dataset[Trajectory]):
-    """The collected trajectories."""
+class Places(Dataset[int]):
+    """Stands for the sequences of a run whose trajectories come from ``Rounds``: the loop wants something to count."""
 
-    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
-        self.trajectories = trajectories
+    def __init__(self, count: int) -> None:
+        self._count = count
 
     def __len__(self) -> int:
-        return len(self.trajectories)
+        return self._count
 
-    def __getitem__(self, index: int) -> Trajectory:
-        return self.trajectories[index]
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Pads trajectories on the right. ``labels`` holds the response tokens in place and ``IGNORED`` elsewhere."""
-
-    pad: int
-
-    def __call__(self, trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
-        rows = [(t.prompt, t.response.tokens) for t in trajectories]
-        width = max(len(p) + len(r) for p, r in rows)
-        shape = (len(rows), width)
-        ids = torch.full(shape, self.pad)
-        mask = torch.zeros(shape, dtype=torch.long)
-        labels = torch.full(shape, IGNORED)
-        for i, (prompt, response) in enumerate(rows):
-            end = len(prompt) + len(response)
-            ids[i, :end] = torch.tensor([*prompt, *response])
-            mask[i, :end] = 1
-            labels[i, len(prompt) : end] = torch.tensor(response)
-        ended = torch.tensor([t.response.ended for t in trajectories])
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "ended": ended}
+    def __getitem__(self, index: int) -> int:
+        return index
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Sums over the rows of one forward pass; a mean is a sum divided by ``rows``."""
-
-    loss: Float[Tensor, ""]
-    sums: dict[str, Tensor]
-    rows: int
-    sizes: Int[Tensor, "N"]
-
-
-class Distillation(nn.Module):
-    """The module that accelerate wraps: it computes the loss inside its own forward.
-
-    Calling the head outside a wrapped module's forward would leave gradients unreduced under DDP and weights sharded
-    under FSDP. The teacher is no submodule: it is neither wrapped, saved nor optimised.
-    """
-
-    accepts_loss_kwargs = True  # the Trainer counts the response tokens of the whole optimiser step only then
-
-    def __init__(self, student: Backbone, objective: Objective, extraction: PolicyExtraction) -> None:
-        super().__init__()
-        self.student: PreTrainedModel = student.model
-        self._backbone = student
-        self._objective, self._extraction = objective, extraction
-        self._no_split_modules = getattr(student.model, "_no_split_modules", None)
-
-    def forward(self, batch: Batch, table: Transitions, subset: Subset | None, teacher: LogitView | None) -> StepResult:
-        """The sum of the loss over the batch's rows, in nats, and what is to be logged.
-
-        Args:
-            batch: the padded tokens.
-            table: their transitions.
-            subset: the teacher's subset, none for the whole vocabulary.
-            teacher: the teacher's logits, for objectives that need its whole distribution.
-        """
-        states = self._backbone.states(batch.input_ids, batch.attention_mask, table.sequence, table.position)
-        student = self._backbone.view(states)
-        if subset is None:
-            subset = WholeVocabulary(student, teacher)
-        td = TDBatch(table, student, subset, self._extraction, teacher)
-        terms = self._objective.terms(td)
-        losses = terms.losses()
-        if self._objective.support_weight > 0 and not subset.full:
-            losses["support"] = self._objective.support_weight * support_term(td.q, self._support_rows(table))
-        loss = torch.stack([(table.weight * value).sum() for value in losses.values()]).sum()
-        with torch.no_grad():
-            watched = {**losses, **terms.diagnostics(), **self._watch(td)}
-            sums = {name: (table.weight * value.detach()).sum() for name, value in watched.items()}
-        return StepResult(loss, sums, len(table), subset.size)
-
-    def _support_rows(self, table: Transitions) -> Tensor | None:
-        share = self._objective.support_fraction
-        if share >= 1.0:
-            return None
-        count = max(1, round(share * len(table)))
-        return torch.randperm(len(table), device=table.action.device)[:count]
-
-    def _watch(self, td: TDBatch) -> dict[str, Tensor]:
-        """The soft value, the subset's size, mass and hits, and the student's mass on it."""
-        if td.subset.full:
-            return {"value": td.value} if "value" in vars(td) else {}  # not worth a pass over the vocabulary
-        rows = torch.randperm(len(td.transitions), device=td.student.device)[:MASS_ROWS]
-        inside = td.q.logsumexp()[rows] - td.student.logsumexp(rows)
-        return {
-            "value": td.value,
-            "subset_size": td.subset.size.float(),
-            "teacher_mass": td.subset.mass,
-            "action_inside": td.inside if td.subset.added is None else td.inside * ~td.subset.added,
-            "student_mass": inside.exp().mean().expand(len(td.transitions)),
-        }
+def _counted(places: list[int]) -> dict[str, Tensor]:
+    return {"places": torch.tensor(places)}
 
 
 class Diverged(UserError):
@@ -155,7 +62,17 @@ class Diverged(UserError):
 
 
 class DistillTrainer(Trainer):
-    """transformers' Trainer with the distillation step; loop, precision, sharding and checkpoints stay as they are."""
+    """transformers' Trainer with the distillation step; loop, precision, sharding and checkpoints stay as they are.
+
+    Args:
+        teacher: none where nothing asks it.
+        subset: of the composition.
+        objective: of the composition.
+        student: the module with the same parts.
+        collator: turns trajectories into a batch.
+        rounds: where the trajectories come from, if not from ``train_dataset``.
+        corpus: of the language-modelling term.
+    """
 
     def __init__(
         self,
@@ -164,17 +81,76 @@ class DistillTrainer(Trainer):
         subset: ActionSubset,
         objective: Objective,
         student: Distillation,
+        collator: Any,
+        rounds: Rounds | None = None,
+        corpus: Corpus | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=student, **kwargs)
+        super().__init__(model=student, data_collator=collator if rounds is None else _counted, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log row as a dict
-        self._teacher, self._subset = teacher, subset
-        self._needs_view = objective.needs_teacher_view(subset)
+        self._teacher, self._subset, self._objective = teacher, subset, objective
+        self._needs_view = objective.needs_teacher_view(subset) or subset.needs_student
+        self._collate, self._rounds, self._corpus = collator, rounds, corpus
+        self._target: TargetNetwork | None = None
+        if objective.target_update is not None:
+            self._refuse_sharding()
+            self._target = TargetNetwork(student.backbone, objective.target_update)
+            self.add_callback(_Follow(self._target))
+        self._share = share_of(self.args, self.accelerator.process_index, self.accelerator.num_processes)
+        if corpus is not None:
+            self._order = Shuffled(len(corpus.texts), self.args.seed, "corpus")
+        self._passes: list[_Pass] = []
         self._sums: dict[str, float] = defaultdict(float)
         self._rows = 0
         self._sizes: list[int] = []
         self.response_tokens = 0
         """Response tokens trained on, by this process until ``count_all_processes``."""
+
+    def _refuse_sharding(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError(
+                "An objective with a target network needs a whole copy of the student in each process, and this run "
+                "shards it (FSDP or DeepSpeed). Use plain data parallelism, or target: stop-gradient."
+            )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The forward passes of an optimiser step, with all that spans them: counts, moments, the second corpus."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        step = self.state.global_step
+        if self._rounds is not None:
+            batches = [self._collate(part) for part in self._rounds.take(step)]
+            count = self._get_num_items_in_batch(batches, device)
+        self._passes = [_Pass() for _ in batches]
+        if self._corpus is not None:
+            self._add_texts(step, count)
+        if self._objective.whitens:
+            self._measure(batches)
+        return batches, count
+
+    def _add_texts(self, step: int, count: Any) -> None:
+        assert self._corpus is not None
+        places, size = self._share.places(step), self._share.sequences
+        parts = [places[i : i + size] for i in range(0, len(places), size)][: len(self._passes)]
+        batches = [self._collate([self._corpus.texts[self._order[place]] for place in part]) for part in parts]
+        rows = self._get_num_items_in_batch(batches, self.args.device)
+        for one, batch in zip(self._passes, batches, strict=True):
+            one.text, one.text_weight = batch, self._corpus.weight * float(count) / float(rows)
+
+    @torch.no_grad()
+    def _measure(self, batches: list[Any]) -> None:
+        """The moments of the objective's returns over all passes and processes; what the teacher said is kept."""
+        found = []
+        for one, batch in zip(self._passes, batches, strict=True):
+            one.asked = self._ask(self._prepare_inputs(batch))
+            found.append(cast(Tensor, self.model_wrapped(one.asked, only_returns=True)).double())
+        values = torch.cat(found)
+        sums = torch.stack([torch.ones_like(values).sum(), values.sum(), values.square().sum()])
+        count, total, squares = self.accelerator.reduce(sums, "sum").tolist()
+        mean = total / count
+        moments = Moments(mean, math.sqrt(max(squares / count - mean * mean, 0.0)))
+        for one in self._passes:
+            assert one.asked is not None
+            one.asked = one.asked.with_moments(moments)
 
     def compute_loss(
         self,
@@ -183,14 +159,14 @@ class DistillTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Loss summed over this forward's rows and divided by the response tokens of the whole optimiser step.
+        """Loss of one forward pass, divided by the response tokens of the whole optimiser step.
 
-        DDP averages gradients over processes, so the sum is scaled by their number.
+        The gradients of all passes and processes then add up to that of the mean over all those tokens; DDP averages
+        over processes, so the sum is scaled by their number.
         """
-        batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], inputs["ended"])
-        table = batch.transitions()
-        subset, view = self._ask_teacher(batch, table)
-        result: StepResult = model(batch=batch, table=table, subset=subset, teacher=view)
+        one = self._passes.pop(0) if self._passes else _Pass()
+        asked = one.asked or self._ask(inputs)
+        result: StepResult = model(asked, self._plain_text(one))
         if not math.isfinite(float(result.loss.detach())):
             bad = [name for name, value in result.sums.items() if not math.isfinite(float(value))]
             raise Diverged(
@@ -203,15 +179,29 @@ class DistillTrainer(Trainer):
         return (loss, result) if return_outputs else loss
 
     @torch.no_grad()
-    def _ask_teacher(self, batch: Batch, table: Transitions) -> tuple[Subset | None, LogitView | None]:
+    def _ask(self, inputs: dict[str, Any]) -> Asked:
+        batch = Batch(**inputs)
+        table = batch.transitions()
+        target = None if self._target is None else self._target.view(batch, table)
         if self._teacher is None:
-            return None, None
-        states = self._teacher.states(batch.input_ids, batch.attention_mask, table.sequence, table.position)
-        view = self._teacher.view(states)
-        if not self._subset.needs_teacher:
-            return None, view
+            return Asked(batch, table, None, None, target)
+        view = self._teacher.view_of(batch, table)
+        if not self._subset.needs_teacher or self._subset.needs_student:
+            return Asked(batch, table, None, view, target)
         subset = self._subset.with_action(self._subset.select(view), view, table.action)
-        return subset, view if self._needs_view else None
+        return Asked(batch, table, subset, view if self._needs_view else None, target)
+
+    @torch.no_grad()
+    def _plain_text(self, one: "_Pass") -> PlainText | None:
+        if self._corpus is None or one.text is None:
+            return None
+        batch = Batch(**self._prepare_inputs(one.text))
+        table = batch.transitions()
+        teacher: LogitView | None = None
+        if self._corpus.teacher_share > 0:
+            assert self._teacher is not None, "distil() gives a teacher where the corpus has a share for it"
+            teacher = self._teacher.view_of(batch, table)
+        return PlainText(batch, table, teacher, one.text_weight, self._corpus.teacher_share)
 
     def _note(self, result: StepResult) -> None:
         for name, value in result.sums.items():
@@ -243,7 +233,12 @@ class DistillTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
+            if self._rounds is not None:  # before the trainer's own state, whose presence means a whole checkpoint
+                self._rounds.save(folder)
+            if self._target is not None and self.is_world_process_zero():
+                self._target.save(folder / TARGET)
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise UserError(
@@ -265,3 +260,31 @@ class DistillTrainer(Trainer):
         student: PreTrainedModel = cast(Distillation, self.model if model is None else model).student
         saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
         student.load_state_dict(saved.state_dict())
+        if self._target is not None:
+            self._target.load(Path(resume_from_checkpoint) / TARGET)
+        if self._rounds is not None:
+            self._rounds.load(Path(resume_from_checkpoint))
+
+
+@dataclass
+class _Pass:
+    """What was prepared for one forward pass of the optimiser step."""
+
+    asked: Asked | None = None
+    text: dict[str, Any] | None = None
+    text_weight: float = 0.0
+
+
+class _Follow(TrainerCallback):
+    """Moves the target network after each optimiser step."""
+
+    def __init__(self, target: TargetNetwork) -> None:
+        self._target = target
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._target.follow(state.global_step)
+
+
+def share_of(args: Any, process: int, processes: int) -> Share:
+    """This process's part of each optimiser step."""
+    return Share(process, processes, args.gradient_accumulation_steps, args.per_device_train_batch_size, args.max_steps)

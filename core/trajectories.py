@@ -1,9 +1,9 @@
 """Where the token sequences come from that a student learns on."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.part import Part
@@ -16,10 +16,12 @@ class Completion:
     Attributes:
         tokens: the response's ids, the end-of-sequence token included where there is one.
         ended: whether the last token is the end-of-sequence action; if not, the length limit cut the response.
+        logprobs: log-probability of each token under the policy that sampled it, in nats; none where it isn't known.
     """
 
     tokens: list[int]
     ended: bool
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,21 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A prompt, a response and where the response came from."""
+    """A prompt, a response and where the response came from.
+
+    Attributes:
+        prompt: the prompt's ids.
+        response: the tokens after it.
+        source: where the response comes from, for the logs.
+        expert: whether the actions are the expert's (the data's or the teacher's) and not the student's.
+        given: so many of the response's first tokens only set the scene: they are no actions to learn.
+    """
 
     prompt: list[int]
     response: Completion
     source: str
+    expert: bool = True
+    given: int = 0
 
 
 class Sampler(Protocol):
@@ -46,16 +58,43 @@ class Sampler(Protocol):
         """One completion a prompt, in the order given; the same arguments give the same completions."""
 
 
+class MixedSampler(Protocol):
+    """Samples completions token by token from a mixture of teacher and student."""
+
+    def __call__(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
+        """One completion a prompt, each token from ``share * pi_T + (1 - share) * pi``, with its log-probability."""
+
+
 @dataclass(frozen=True)
 class Sources:
-    """All that a trajectory source may draw on."""
+    """All that a trajectory source may draw on.
+
+    An offline source is asked once, before training, and returns all its trajectories. A source with a ``period`` is
+    asked again every so many optimiser steps, for the steps up to the next time.
+    """
 
     rows: Sequence[PromptRow]
+    """The training prompts with their reference answers."""
     teacher: Sampler
     """Samples from the teacher; what it sampled once is kept on disk and read again when nothing changed."""
     student: Sampler
-    """Samples from the student as it is now."""
+    """Samples from the student as it is now, with log-probabilities."""
+    mixed: MixedSampler
+    """Samples from a mixture of the teacher and the student as it is now, with log-probabilities."""
     seed: int
+    """Another one each time that a source is asked, and in each process."""
+    due: Sequence[int] = ()
+    """Rows of the prompts whose turn it is: a source with a ``period`` returns a trajectory for each, in order."""
+    step: int = 0
+    """Optimiser steps done."""
+    steps: int = 1
+    """Optimiser steps of the whole run."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the source wants to keep between two calls, as JSON values; saved with each checkpoint."""
+    once: "Callable[[TrajectorySource], list[Trajectory]]" = lambda source: []
+    """All trajectories of an offline source, collected the first time that it is asked for."""
+    held_out_loss: Callable[[], float] = lambda: 0.0
+    """Mean -log pi of the student as it is now on reference answers that are kept out of the training, nats a token."""
 
 
 class TrajectorySource(Part):
@@ -64,6 +103,14 @@ class TrajectorySource(Part):
     on_policy: ClassVar[bool] = False
     """Whether the source samples from the student."""
 
+    holds_out: ClassVar[bool] = False
+    """Whether the source reads ``held_out_loss``: a share of the training rows is then kept out of the training."""
+
+    @property
+    def period(self) -> int | None:
+        """Optimiser steps from one collection to the next; none if once, before training, is enough."""
+        return None
+
     @abstractmethod
     def collect(self, sources: Sources) -> list[Trajectory]:
-        """The trajectories to train on."""
+        """The trajectories to train on: all of them, or with a ``period`` one for each row that is due, in order."""

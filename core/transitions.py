@@ -1,5 +1,6 @@
 """The token MDP: one flat table of the states, actions and successors of a batch."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +36,10 @@ class Transitions:
     """Column of the state in the batch: the token that ends the state's prefix."""
     weight: Float[Tensor, "N"]
     """Weight of the row in the loss."""
+    expert: Bool[Tensor, "N"]
+    """Whether the action was taken by the expert (the data or the teacher) and not by the student."""
+    behaviour: Float[Tensor, "N"]
+    """log-probability of the action under the policy that sampled it, in nats; NaN where it isn't known."""
 
     def __len__(self) -> int:
         return self.action.shape[0]
@@ -54,8 +59,27 @@ class Transitions:
         inside = self.successor >= 0
         return torch.where(inside, value[self.successor.clamp(min=0)], value.new_zeros(()))
 
+    @property
+    def first(self) -> Bool[Tensor, "N"]:
+        """Rows that begin a sequence's response."""
+        begins = torch.ones_like(self.terminal)
+        begins[1:] = self.sequence[1:] != self.sequence[:-1]
+        return begins
 
-def transitions(labels: Int[Tensor, "B T"], input_ids: Int[Tensor, "B T"], ended: Bool[Tensor, "B"]) -> Transitions:
+    @property
+    def time(self) -> Int[Tensor, "N"]:
+        """Number of actions that came before each row's, in its sequence."""
+        row = torch.arange(len(self), device=self.action.device)
+        return row - torch.where(self.first, row, 0).cummax(0).values if len(self) else row
+
+
+def transitions(
+    labels: Int[Tensor, "B T"],
+    input_ids: Int[Tensor, "B T"],
+    ended: Bool[Tensor, "B"],
+    expert: Bool[Tensor, "B"] | None = None,
+    behaviour: Float[Tensor, "B T"] | None = None,
+) -> Transitions:
     """Build the table from a padded batch.
 
     Args:
@@ -63,6 +87,8 @@ def transitions(labels: Int[Tensor, "B T"], input_ids: Int[Tensor, "B T"], ended
             never from comparing ids with the pad token, which may be the end token too.
         input_ids: the tokens; a response token at column t is the action in the state at column t - 1.
         ended: whether the sequence's last response token is the end-of-sequence action; if not, it was truncated.
+        expert: whether the sequence's actions are the expert's; all are if not given.
+        behaviour: log-probability of each token under the policy that sampled it; unknown if not given.
 
     Raises:
         ValueError: a response begins at column 0, so its first action has no state, or has a hole.
@@ -78,6 +104,7 @@ def transitions(labels: Int[Tensor, "B T"], input_ids: Int[Tensor, "B T"], ended
         last[:-1] = sequence[1:] != sequence[:-1]
         if bool((~last[:-1] & (column[1:] != column[:-1] + 1)).any()):
             raise ValueError("A response has a hole: its tokens must be consecutive.")
+    unknown = torch.full((n,), math.nan, device=labels.device)
     end = torch.where(ended[sequence], TERMINAL, UNKNOWN)
     return Transitions(
         action=input_ids[sequence, column],
@@ -85,4 +112,6 @@ def transitions(labels: Int[Tensor, "B T"], input_ids: Int[Tensor, "B T"], ended
         sequence=sequence,
         position=column - 1,
         weight=torch.ones(n, device=labels.device),
+        expert=torch.ones_like(last) if expert is None else expert[sequence],
+        behaviour=unknown if behaviour is None else behaviour[sequence, column],
     )

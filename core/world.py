@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ import torch
 from accelerate import PartialState
 
 from distillzoo.core.config import RunConfig, build_part
-from distillzoo.core.data import Encoder, Row, Truncation, end_token, hold_out, load_rows
+from distillzoo.core.data import Encoder, Row, Truncation, end_token, hold_out, load_rows, load_texts
 from distillzoo.core.errors import UserError
-from distillzoo.core.evaluation import Scores, evaluate
+from distillzoo.core.evaluation import Scores, evaluate, mean_nll
 from distillzoo.core.extraction import Decoding, PolicyExtraction
 from distillzoo.core.generation import Generator, KeptSamples
 from distillzoo.core.metric import Metric
+from distillzoo.core.mixture import Mixture
 from distillzoo.core.models import (
     Backbone,
     Vocabulary,
@@ -41,10 +42,13 @@ from distillzoo.core.prune import pruned_layers
 from distillzoo.core.registry import PART_KINDS, Registry
 from distillzoo.core.subset import ActionSubset
 from distillzoo.core.suite import Suite
-from distillzoo.core.trajectories import PromptRow, Sources, Trajectory, TrajectorySource
+from distillzoo.core.trajectories import Completion, PromptRow, Sources, Trajectory, TrajectorySource
 
 HOLD_OUT_SEED: Final = 0
 """The held-out rows don't depend on the run's seed: another seed must not evaluate on rows that were trained on."""
+
+HELD_OUT_ROWS: Final = 64
+"""Rows on which a trajectory source's held-out loss is taken."""
 
 LOAD_TIMEOUT: Final = timedelta(hours=12)
 """How long the other processes wait while the first samples and evaluates."""
@@ -128,11 +132,17 @@ class World:
             build_part(self.registry, self.config, kind) for kind in PART_KINDS
         )
         objective.check(extraction)
+        if objective.needs_student_rows and not trajectories.on_policy:
+            raise UserError(
+                f"The objective {self.config.objective.name} needs the student's own trajectories beside the expert's, "
+                f"and the source {self.config.trajectories.name} gives none. Use one that samples from the student, "
+                f"such as mixture."
+            )
         return subset, objective, extraction, trajectories
 
     def load(self) -> None:
         """Read the data, then load both models; what is wrong shows before anything slow begins."""
-        self._training, self._evaluation  # noqa: B018
+        self._training, self._evaluation, self.texts  # noqa: B018
         self.vocabulary  # noqa: B018
         size = min(self.teacher.vocabulary.size, self.student.vocabulary.size)
         self.teacher, self.student = self.teacher.narrowed(size), self.student.narrowed(size)
@@ -209,9 +219,19 @@ class World:
             return self._training[1], self._training[2]
         return load_rows(data.valid, data, self.registry, "valid")
 
+    @cached_property
+    def _limited(self) -> tuple[list[Row], list[Row]]:
+        """Training rows, and those among them that a source wants to be kept out."""
+        rows = self._training[0][: self.config.data.limit]
+        if not self.parts[3].holds_out:
+            return rows, []
+        train, held = hold_out(rows, HOLD_OUT_SEED)
+        self.reporter.notice(f"{len(held):,} of {len(rows):,} training rows are kept out for the trajectory source")
+        return train, held
+
     @property
     def train_rows(self) -> list[Row]:
-        return self._training[0][: self.config.data.limit]
+        return self._limited[0]
 
     @property
     def valid_rows(self) -> list[Row]:
@@ -254,8 +274,27 @@ class World:
             progress=self.reporter.advance,
         )
 
+    @cached_property
+    def texts(self) -> list[Trajectory]:
+        """The second corpus: every token of a text but the first is an action."""
+        source = self.config.lm.data
+        if source is None or self.config.lm.weight == 0:
+            return []
+        limit = self.config.lm.limit
+        return load_texts(source, self.encoder, self.registry, limit)
+
     def collect(self) -> list[Trajectory]:
         """The trajectories of the configured source."""
+        sources = self.sources()
+        with self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"), _one_first(self.device):
+            trajectories = self.parts[3].collect(sources)
+        usable = [t for t in trajectories if t.response.tokens]
+        if not usable:
+            raise UserError("The trajectory source gave no response with a token in it: there is nothing to train on.")
+        return usable
+
+    def sources(self) -> Sources:
+        """What a trajectory source may draw on, with the student as it is when it is asked."""
         size = self.config.evaluate.batch_size
         sampler = self.generator(self.teacher, size)
         teacher = KeptSamples(
@@ -274,18 +313,23 @@ class World:
             cache_folder() / "samples",
             self.reporter.notice,
         )
-        sources = Sources(
+        student = replace(self.generator(self.student, size), with_logprobs=True)
+
+        def mixed(prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
+            return replace(student, mixture=Mixture(self.teacher, share))(prompts, decoding, seed)
+
+        return Sources(
             rows=self.train_prompts,
             teacher=teacher,
-            student=lambda *args: self.generator(self.student, size)(*args),
+            student=student,
+            mixed=mixed,
             seed=self.config.seed,
+            held_out_loss=self._held_out_loss,
         )
-        with self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"), _one_first(self.device):
-            trajectories = self.parts[3].collect(sources)
-        usable = [t for t in trajectories if t.response.tokens]
-        if not usable:
-            raise UserError("The trajectory source gave no response with a token in it: there is nothing to train on.")
-        return usable
+
+    def _held_out_loss(self) -> float:
+        rows = self.encoder.encode(self._limited[1][:HELD_OUT_ROWS], Truncation())
+        return mean_nll(self.student, rows, self.tokenizer.pad_token_id, self.config.evaluate.batch_size)
 
     def evaluate(self, model: Backbone, what: str, against_teacher: bool = True) -> Scores:
         """Scores of one model on the evaluation rows."""

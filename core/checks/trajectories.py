@@ -4,7 +4,7 @@ import copy
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from distillzoo.core.checks.check import CheckFailed, check
@@ -59,9 +59,14 @@ def collect(part: TrajectorySource, seed: int = 0, order: Sequence[int] = range(
     for i in order:
         references = [Completion([50 + i, 51, END], True), Completion([60 + i], False)][: 1 + i % 2]
         rows.append(PromptRow(list(PROMPTS[i]), references))
-    sources = Sources(rows, teacher, student, seed)
+
+    def mixed(prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
+        return student(prompts, decoding, seed)
+
+    sources = Sources(rows, teacher, student, mixed, seed)
+    sources = replace(sources, once=lambda offline: offline.collect(sources))
     given = copy.deepcopy(rows)
-    found = part.collect(sources)
+    found = part.collect(sources if part.period is None else replace(sources, due=range(len(rows))))
     if not isinstance(found, list) or not all(isinstance(t, Trajectory) for t in found):
         raise CheckFailed(f"collect() returns {type(found).__name__} and should return a list of Trajectory.")
     return Collected(found, sources, given, teacher, student)

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from distillzoo.core.batch import Collator, TrajectoryData
 from distillzoo.core.config import PartChoice, RunConfig
 from distillzoo.core.models import Backbone, Vocabulary, backbone
 from distillzoo.core.objective import Objective
 from distillzoo.core.registry import installed
+from distillzoo.core.step import Distillation
 from distillzoo.core.subset import ActionSubset
-from distillzoo.core.trainer import Collator, Distillation, DistillTrainer, TrajectoryData
+from distillzoo.core.trainer import DistillTrainer
 from distillzoo.core.trajectories import Completion, Trajectory
 from tests.tiny import VOCABULARY, tiny_model
 
@@ -67,7 +69,7 @@ def step(
         teacher=teacher,
         subset=which,
         objective=loss,
-        student=Distillation(backbone(model, vocabulary, "student"), loss, extraction),
+        student=Distillation(backbone(model, vocabulary, "student"), which, loss, extraction),
         args=TrainingArguments(
             output_dir=str(folder),
             max_steps=1,
@@ -85,7 +87,7 @@ def step(
             disable_tqdm=True,
         ),
         train_dataset=TrajectoryData([found[i] for i in order] if order else found),
-        data_collator=collator or Collator(EOS),
+        collator=collator or Collator(EOS),
     )
     trainer.train()
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

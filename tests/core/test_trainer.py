@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillzoo.core.trainer import Collator, Diverged
+from distillzoo.core.batch import Collator
+from distillzoo.core.trainer import Diverged
 from distillzoo.core.trajectories import Trajectory
 from tests.core.one_step import COUNT, step
 from tests.tiny import VOCABULARY, tiny_model
@@ -89,7 +90,12 @@ class LeftPadding(Collator):
         extra = 5
         lengths = batch["attention_mask"].sum(1)
         width = batch["input_ids"].shape[1] + extra
-        for name, fill in (("input_ids", self.pad), ("attention_mask", 0), ("labels", -100)):
+        for name, fill in (
+            ("input_ids", self.pad),
+            ("attention_mask", 0),
+            ("labels", -100),
+            ("behaviour", float("nan")),
+        ):
             wide = torch.full((len(lengths), width), fill)
             for i, length in enumerate(lengths.tolist()):
                 wide[i, width - length :] = batch[name][i, :length]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distillzoo.core.trainer import Collator
+from distillzoo.core.batch import Collator
 from distillzoo.core.trajectories import Completion, Trajectory
 from distillzoo.core.transitions import IGNORED, TERMINAL, UNKNOWN, transitions
 

@@ -1,0 +1,74 @@
+"""Padded batches of trajectories."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from distillzoo.core.trajectories import Trajectory
+from distillzoo.core.transitions import IGNORED, Transitions, transitions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch on the device; ``ended`` says which sequences are not truncated."""
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+    ended: Bool[Tensor, "B"]
+    expert: Bool[Tensor, "B"]
+    behaviour: Float[Tensor, "B T"]
+
+    def transitions(self) -> Transitions:
+        return transitions(self.labels, self.input_ids, self.ended, self.expert, self.behaviour)
+
+
+class TrajectoryData(Dataset[Trajectory]):
+    """The collected trajectories."""
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        self.trajectories = trajectories
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        return self.trajectories[index]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads trajectories on the right. ``labels`` holds the response tokens in place and ``IGNORED`` elsewhere."""
+
+    pad: int
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
+        rows = [(t.prompt, t.response.tokens) for t in trajectories]
+        width = max(len(p) + len(r) for p, r in rows)
+        shape = (len(rows), width)
+        ids = torch.full(shape, self.pad)
+        mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED)
+        behaviour = torch.full(shape, math.nan)
+        for i, (prompt, response) in enumerate(rows):
+            end = len(prompt) + len(response)
+            ids[i, :end] = torch.tensor([*prompt, *response])
+            mask[i, :end] = 1
+            learnt = len(prompt) + trajectories[i].given
+            labels[i, learnt:end] = ids[i, learnt:end]
+            logprobs = trajectories[i].response.logprobs
+            if logprobs is not None:
+                behaviour[i, len(prompt) : end] = torch.tensor(logprobs)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "ended": torch.tensor([t.response.ended for t in trajectories]),
+            "expert": torch.tensor([t.expert for t in trajectories]),
+            "behaviour": behaviour,
+        }
