@@ -11,3 +11,5 @@ def register_metrics(register: Register) -> None:
     register("rouge-l", f"{here}.rouge_l:RougeL")
     register("forward-kl", f"{here}.divergence:ForwardKL")
     register("reverse-kl", f"{here}.divergence:ReverseKL")
+    register("entropy", f"{here}.entropy:Entropy")
+    register("nucleus-mass", f"{here}.nucleus_mass:NucleusMass")

@@ -1,5 +1,6 @@
 """Metrics against hand-made answers and closed forms."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from distillzoo.benchmarks.metrics.divergence import ForwardKL, ReverseKL, kl
+from distillzoo.benchmarks.metrics.entropy import Entropy
+from distillzoo.benchmarks.metrics.nucleus_mass import NucleusMass
 from distillzoo.benchmarks.metrics.right import Right
 from distillzoo.benchmarks.metrics.rouge_l import RougeL
 from tests.reference.losses import kl as reference_kl
@@ -50,3 +53,16 @@ def test_forward_is_teacher_to_student_on_references_and_reverse_student_to_teac
     student, teacher = softmax([0.0, 1.0, 2.0]), softmax([1.0, 1.0, -1.0])
     assert ForwardKL().score(Answers()) == pytest.approx(reference_kl(teacher, student))
     assert ReverseKL().score(Answers()) == pytest.approx(100 + reference_kl(student, teacher))
+
+
+def test_entropy_is_the_students_on_its_own_samples():
+    student = softmax([0.0, 1.0, 2.0])
+    assert Entropy().score(Answers()) == pytest.approx(100 - sum(q * math.log(q) for q in student))
+
+
+def test_nucleus_mass_is_the_students_probability_of_the_teachers_nucleus():
+    """The teacher has 0.47, 0.47 and 0.06: its nucleus at 0.4 is the first token, at 0.8 the first two."""
+    student = softmax([0.0, 1.0, 2.0])
+    assert NucleusMass(p=0.4).score(Answers()) == pytest.approx(100 + student[0])
+    assert NucleusMass().score(Answers()) == pytest.approx(100 + student[0] + student[1])
+    assert NucleusMass(p=1.0).score(Answers()) == pytest.approx(101)

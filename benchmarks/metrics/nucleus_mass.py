@@ -1,0 +1,31 @@
+"""How much of the student's policy lies where the teacher's does."""
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from distillzoo.core.metric import Evaluated, Metric
+from distillzoo.core.prefixes import reaching
+
+
+class NucleusMass(Metric):
+    """Student's probability of the teacher's nucleus, a token of the student's own sampled answers:
+
+    M = mean over s ~ pi of sum over a in A_p(s) of pi(a|s),  A_p the smallest set with teacher mass p
+    """
+
+    direction: ClassVar[Literal["higher", "lower"]] = "higher"
+    label: ClassVar[str] = "mass in the teacher's nucleus"
+    digits: ClassVar[int] = 3
+
+    p: float = Field(0.8, gt=0, le=1, description="teacher mass of the nucleus")
+
+    def score(self, evaluated: Evaluated) -> float | None:
+        return evaluated.mean_over_tokens(self._inside, on="samples")
+
+    def _inside(self, student: Float[Tensor, "n V"], teacher: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
+        logprobs, order = teacher.log_softmax(1).sort(dim=1, descending=True, stable=True)
+        return torch.where(reaching(logprobs, self.p), student.softmax(1).gather(1, order), 0.0).sum(1)
