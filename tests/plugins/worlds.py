@@ -1,5 +1,6 @@
 """Batches of transitions with random logits, for the objectives' tests."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +18,21 @@ ENDED = (True, True, False)
 V = 9
 
 
-def chain(lengths: tuple[int, ...], ended: tuple[bool, ...], actions: Tensor) -> Transitions:
-    """Transitions of a few sequences laid end to end."""
-    successor, sequence, position = [], [], []
+def chain(
+    lengths: tuple[int, ...], ended: tuple[bool, ...], actions: Tensor, experts: tuple[bool, ...] | None = None
+) -> Transitions:
+    """Transitions of a few sequences laid end to end; all are the expert's if not said."""
+    successor, sequence, position, expert = [], [], [], []
     for i, length in enumerate(lengths):
         start = len(successor)
         successor += [start + t + 1 for t in range(length - 1)] + [TERMINAL if ended[i] else UNKNOWN]
         sequence += [i] * length
         position += list(range(length))
+        expert += [experts is None or experts[i]] * length
     rows = (torch.tensor(table, dtype=torch.long) for table in (successor, sequence, position))
-    return Transitions(actions, *rows, torch.ones(len(successor)))
+    n = len(successor)
+    unknown = torch.full((n,), math.nan)
+    return Transitions(actions, *rows, torch.ones(n), torch.tensor(expert, dtype=torch.bool), unknown)
 
 
 @dataclass
