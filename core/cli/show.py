@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distillzoo.core.config import dump, resolve
+from distillzoo.core.config import build_part, dump, resolve
 from distillzoo.core.errors import UnknownName, UserError, suggest
 from distillzoo.core.part import Part
 from distillzoo.core.recipe import Recipe
-from distillzoo.core.registry import HOOKS, Entry, Kind, Registry, installed
+from distillzoo.core.registry import HOOKS, PART_KINDS, Entry, Kind, Registry, installed
 
 PLURALS: Final[dict[str, Kind]] = {
     "subsets": "subset",
@@ -39,17 +39,23 @@ def list_parts(kind: str | None, as_json: bool) -> None:
     """List what is installed, with the plugin each part comes from.
 
     KIND is one of subsets, objectives, extractions, trajectories, metrics, suites, recipes (or algorithms); all if not
-    given.
+    given. For algorithms alone it says on whose trajectories they train (on- or off-policy), on which actions, of what
+    kind they are and how much of the teacher's distribution they ask for.
     """
     if kind is not None and kind not in PLURALS and kind not in HOOKS:
         raise UserError(f"There is no kind '{kind}'.{suggest(kind, PLURALS)}")
     kinds = SHOWN if kind is None else (PLURALS.get(kind) or _kind(kind),)
     registry = installed()
     rows = [(entry, _summary(registry, entry)) for k in kinds for entry in registry.entries(k)]
+    axes = {e.name: _axes(registry, e) for e, _ in rows if e.kind == "recipe" and kinds == ("recipe",)}
     if as_json:
         from distillzoo.core.cli.output import print_json
 
-        print_json([{"kind": e.kind, "name": e.name, "origin": e.origin, "summary": text} for e, text in rows])
+        listed = [(e, {"kind": e.kind, "name": e.name, "origin": e.origin, "summary": text}) for e, text in rows]
+        print_json([shown | axes.get(e.name, {}) for e, shown in listed])
+        return
+    if axes:
+        _print_algorithms(rows, axes)
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -60,6 +66,37 @@ def list_parts(kind: str | None, as_json: bool) -> None:
         for entry, text in rows:
             if entry.kind == kind_shown:
                 table.add_row(f"  {entry.name}", escape(text), escape(entry.distribution))
+    Console().print(table, highlight=False)
+
+
+def _axes(registry: Registry, entry: Entry) -> dict[str, str]:
+    """Where a recipe stands among the others."""
+    try:
+        config = resolve(registry, algo=entry.name)
+        subset, objective, _, source = (build_part(registry, config, kind) for kind in PART_KINDS)
+    except UserError as error:
+        return {"unusable": str(error)}
+    full = objective.needs_teacher_view(subset) or (config.lm.weight > 0 and config.lm.teacher_share > 0)
+    return {
+        "policy": "on" if source.on_policy else "off",
+        "trajectories": config.trajectories.name,
+        "actions": config.subset.name,
+        "family": objective.family,
+        "teacher": "whole distribution" if full else "subset" if subset.needs_teacher else "none",
+    }
+
+
+def _print_algorithms(rows: list[tuple[Entry, str]], axes: dict[str, dict[str, str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("algorithm", "policy", "trajectories", "actions", "family", "asks of the teacher", "paper"):
+        table.add_column(head, no_wrap=head == "algorithm")
+    for entry, _ in rows:
+        found = axes[entry.name]
+        if "unusable" in found:
+            table.add_row(entry.name, "", "", "", "", escape(f"unusable. {found['unusable']}"), "")
+        else:
+            paper = Recipe.read(Path(entry.target)).paper.split()[0].rstrip(",;")
+            table.add_row(entry.name, *map(escape, [*found.values(), paper]))
     Console().print(table, highlight=False)
 
 

@@ -29,6 +29,7 @@ class NLL(Objective):
         Pomerleau 1991; arXiv:1606.07947 when the trajectories are the teacher's.
     """
 
+    family: ClassVar[str] = "cloning"
     needs_logprobs: ClassVar[bool] = True
 
     @property
