@@ -54,6 +54,7 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
 def _scores(cell: Cell, folder: Path) -> dict[str, Any]:
     import torch
 
+    from distillzoo.core.cli.output import silence_libraries
     from distillzoo.core.config import resolve
     from distillzoo.core.distill import distil
     from distillzoo.core.progress import Reporter
@@ -61,6 +62,7 @@ def _scores(cell: Cell, folder: Path) -> dict[str, Any]:
     from distillzoo.core.rundir import RunDirectory
     from distillzoo.core.world import World
 
+    silence_libraries()
     torch.set_num_threads(1)
     shutil.rmtree(folder, ignore_errors=True)
     registry = installed()
