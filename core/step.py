@@ -1,6 +1,6 @@
 """One forward pass of the training: from a batch to the sum of its loss."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -40,9 +40,6 @@ class Asked:
     teacher: LogitView | None
     target: LogitView | None = None
     moments: Moments = PLAIN
-
-    def with_moments(self, moments: Moments) -> "Asked":
-        return replace(self, moments=moments)
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,8 @@ class Distillation(nn.Module):
             watched = {**losses, **terms.diagnostics(), **self._watch(td)}
             sums = {name: (table.weight * value.detach()).sum() for name, value in watched.items()}
         if text is not None:
-            lm = self._language_model(text)
-            loss = loss + text.weight * lm.sum()
-            sums["lm"] = lm.detach().mean() * len(table)
+            lm = text.weight * self._language_model(text).sum()
+            loss, sums["lm"] = loss + lm, lm.detach()
         return StepResult(loss, sums, len(table), td.subset.size)
 
     def _states(self, batch: Batch, table: Transitions) -> Tensor:
@@ -153,7 +149,7 @@ class Distillation(nn.Module):
         if td.subset.full:
             return {"value": td.value} if "value" in vars(td) else {}  # not worth a pass over the vocabulary
         rows = torch.randperm(len(td.transitions), device=td.student.device)[:MASS_ROWS]
-        inside = td.q.logsumexp()[rows] - td.student.logsumexp(rows)
+        inside = td.q.logsumexp(weighted=False)[rows] - td.student.logsumexp(rows)
         return {
             "value": td.value,
             "subset_size": td.subset.size.float(),

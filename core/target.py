@@ -24,7 +24,9 @@ class TargetNetwork:
     def __init__(self, student: Backbone, update: TargetUpdate) -> None:
         self._student, self._update = student, update
         model = copy.deepcopy(student.model).eval().requires_grad_(False)
-        self._copy = Backbone(model, model.get_output_embeddings() if student.head else None, student.vocabulary)
+        self._copy = Backbone(
+            model, model.get_output_embeddings() if student.head is not None else None, student.vocabulary
+        )
 
     def view(self, batch: Batch, table: Transitions) -> LogitView:
         """The target's logits at the batch's states."""
@@ -36,7 +38,7 @@ class TargetNetwork:
         if step % self._update.every:
             return
         for ours, theirs in zip(self._copy.model.parameters(), self._student.model.parameters(), strict=True):
-            ours.lerp_(theirs.to(ours.dtype), self._update.rate)
+            ours.lerp_(theirs, self._update.rate)
 
     def save(self, folder: Path) -> None:
         """Write the copy's weights."""

@@ -3,11 +3,12 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -99,7 +100,6 @@ class DistillTrainer(Trainer):
         self._share = share_of(self.args, self.accelerator.process_index, self.accelerator.num_processes)
         if corpus is not None:
             self._order = Shuffled(len(corpus.texts), self.args.seed, "corpus")
-        self._passes: list[_Pass] = []
         self._sums: dict[str, float] = defaultdict(float)
         self._rows = 0
         self._sizes: list[int] = []
@@ -110,47 +110,51 @@ class DistillTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError(
                 "An objective with a target network needs a whole copy of the student in each process, and this run "
-                "shards it (FSDP or DeepSpeed). Use plain data parallelism, or target: stop-gradient."
+                "shards it (FSDP or DeepSpeed). Use plain data parallelism, or an objective without one."
             )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The forward passes of an optimiser step, with all that spans them: counts, moments, the second corpus."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        step = self.state.global_step
+        if not batches:  # some versions count a resumed epoch from its beginning and go on past its end
+            return batches, count
         if self._rounds is not None:
-            batches = [self._collate(part) for part in self._rounds.take(step)]
+            batches = [self._collate(part) for part in self._rounds.take(self.state.global_step)]
             count = self._get_num_items_in_batch(batches, device)
-        self._passes = [_Pass() for _ in batches]
+        count = count.clamp(min=1)  # where all tokens of a step are given there is none to learn
+        passes: list[dict[str, Any]] = [{"batch": batch} for batch in batches]
         if self._corpus is not None:
-            self._add_texts(step, count)
+            self._add_texts(passes, float(count))
         if self._objective.whitens:
-            self._measure(batches)
-        return batches, count
+            self._measure(passes)
+        return passes, count
 
-    def _add_texts(self, step: int, count: Any) -> None:
+    def _add_texts(self, passes: list[dict[str, Any]], count: float) -> None:
+        """Texts of the second corpus for each pass; their sum is divided by their own tokens of the whole step."""
         assert self._corpus is not None
-        places, size = self._share.places(step), self._share.sequences
-        parts = [places[i : i + size] for i in range(0, len(places), size)][: len(self._passes)]
-        batches = [self._collate([self._corpus.texts[self._order[place]] for place in part]) for part in parts]
-        rows = self._get_num_items_in_batch(batches, self.args.device)
-        for one, batch in zip(self._passes, batches, strict=True):
-            one.text, one.text_weight = batch, self._corpus.weight * float(count) / float(rows)
+        places, size = self._share.places(self.state.global_step), self._share.sequences
+        for i, one in enumerate(passes):
+            part = places[i * size : (i + 1) * size]
+            one["text"] = self._collate([self._corpus.texts[self._order[place]] for place in part])
+        rows = float(self._get_num_items_in_batch([one["text"] for one in passes], self.args.device))
+        for one in passes:
+            one["text_weight"] = self._corpus.weight * count / rows
 
     @torch.no_grad()
-    def _measure(self, batches: list[Any]) -> None:
+    def _measure(self, passes: list[dict[str, Any]]) -> None:
         """The moments of the objective's returns over all passes and processes; what the teacher said is kept."""
+        self.model.eval()  # dropout would draw random numbers before a resumed run has restored their state
         found = []
-        for one, batch in zip(self._passes, batches, strict=True):
-            one.asked = self._ask(self._prepare_inputs(batch))
-            found.append(cast(Tensor, self.model_wrapped(one.asked, only_returns=True)).double())
+        for one in passes:
+            one["asked"] = self._ask(self._prepare_inputs(one["batch"]))
+            found.append(cast(Tensor, self.model_wrapped(one["asked"], only_returns=True)).cpu().double())
         values = torch.cat(found)
-        sums = torch.stack([torch.ones_like(values).sum(), values.sum(), values.square().sum()])
-        count, total, squares = self.accelerator.reduce(sums, "sum").tolist()
-        mean = total / count
-        moments = Moments(mean, math.sqrt(max(squares / count - mean * mean, 0.0)))
-        for one in self._passes:
-            assert one.asked is not None
-            one.asked = one.asked.with_moments(moments)
+        sums = gather_object([(len(values), values.sum().item(), values.square().sum().item())])
+        count, total, squares = (sum(column) for column in zip(*sums, strict=True))
+        mean = total / max(1, count)
+        moments = Moments(mean, math.sqrt(max(squares / max(1, count) - mean * mean, 0.0)))
+        for one in passes:
+            one["asked"] = replace(one["asked"], moments=moments)
 
     def compute_loss(
         self,
@@ -164,9 +168,10 @@ class DistillTrainer(Trainer):
         The gradients of all passes and processes then add up to that of the mean over all those tokens; DDP averages
         over processes, so the sum is scaled by their number.
         """
-        one = self._passes.pop(0) if self._passes else _Pass()
-        asked = one.asked or self._ask(inputs)
-        result: StepResult = model(asked, self._plain_text(one))
+        assert num_items_in_batch is not None, "get_batch_samples counts the tokens of the optimiser step"
+        asked = inputs["asked"] if "asked" in inputs else self._ask(inputs["batch"])
+        text = self._plain_text(inputs["text"], inputs["text_weight"]) if "text" in inputs else None
+        result: StepResult = model(asked, text)
         if not math.isfinite(float(result.loss.detach())):
             bad = [name for name, value in result.sums.items() if not math.isfinite(float(value))]
             raise Diverged(
@@ -174,16 +179,18 @@ class DistillTrainer(Trainer):
                 f"The checkpoints so far are kept. A lower train.lr or, for TD terms, a larger alpha may help."
             )
         self._note(result)
-        count = result.rows if num_items_in_batch is None else num_items_in_batch
-        loss = result.loss * self.accelerator.num_processes / count
+        loss = result.loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, result) if return_outputs else loss
 
     @torch.no_grad()
     def _ask(self, inputs: dict[str, Any]) -> Asked:
         batch = Batch(**inputs)
         table = batch.transitions()
-        target = None if self._target is None else self._target.view(batch, table)
-        if self._teacher is None:
+        target: LogitView | None = None
+        if self._target is not None:
+            with self.accelerator.autocast():  # as the student, whose copy it is
+                target = self._target.view(batch, table)
+        if self._teacher is None or not (self._subset.needs_teacher or self._needs_view):
             return Asked(batch, table, None, None, target)
         view = self._teacher.view_of(batch, table)
         if not self._subset.needs_teacher or self._subset.needs_student:
@@ -192,16 +199,15 @@ class DistillTrainer(Trainer):
         return Asked(batch, table, subset, view if self._needs_view else None, target)
 
     @torch.no_grad()
-    def _plain_text(self, one: "_Pass") -> PlainText | None:
-        if self._corpus is None or one.text is None:
-            return None
-        batch = Batch(**self._prepare_inputs(one.text))
+    def _plain_text(self, inputs: dict[str, Any], weight: float) -> PlainText:
+        assert self._corpus is not None
+        batch = Batch(**inputs)
         table = batch.transitions()
         teacher: LogitView | None = None
         if self._corpus.teacher_share > 0:
             assert self._teacher is not None, "distil() gives a teacher where the corpus has a share for it"
             teacher = self._teacher.view_of(batch, table)
-        return PlainText(batch, table, teacher, one.text_weight, self._corpus.teacher_share)
+        return PlainText(batch, table, teacher, weight, self._corpus.teacher_share)
 
     def _note(self, result: StepResult) -> None:
         for name, value in result.sums.items():
@@ -210,6 +216,15 @@ class DistillTrainer(Trainer):
         self.response_tokens += result.rows
         room = SIZES_KEPT - len(self._sizes)
         self._sizes.extend(result.sizes[:room].tolist())
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train, from a checkpoint if one is given: what the Trainer doesn't know of is read here."""
+        if resume_from_checkpoint is not None:
+            if self._target is not None:
+                self._target.load(Path(resume_from_checkpoint) / TARGET)
+            if self._rounds is not None:
+                self._rounds.load(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def restore(self, checkpoint: Path) -> None:
         """Take weights and state of a checkpoint, for a run whose training had ended when it was cut off."""
@@ -239,6 +254,7 @@ class DistillTrainer(Trainer):
                 self._rounds.save(folder)
             if self._target is not None and self.is_world_process_zero():
                 self._target.save(folder / TARGET)
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise UserError(
@@ -260,19 +276,6 @@ class DistillTrainer(Trainer):
         student: PreTrainedModel = cast(Distillation, self.model if model is None else model).student
         saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
         student.load_state_dict(saved.state_dict())
-        if self._target is not None:
-            self._target.load(Path(resume_from_checkpoint) / TARGET)
-        if self._rounds is not None:
-            self._rounds.load(Path(resume_from_checkpoint))
-
-
-@dataclass
-class _Pass:
-    """What was prepared for one forward pass of the optimiser step."""
-
-    asked: Asked | None = None
-    text: dict[str, Any] | None = None
-    text_weight: float = 0.0
 
 
 class _Follow(TrainerCallback):
