@@ -16,3 +16,5 @@ def register_objectives(register: Register) -> None:
     register("total-variation", f"{here}.total_variation:TotalVariation")
     register("alpha-divergence", f"{here}.alpha_divergence:AlphaDivergence")
     register("iql", f"{here}.iql:IQL")
+    register("minillm", f"{here}.minillm:MiniLLM")
+    register("llmr", f"{here}.llmr:LLMR")
