@@ -42,7 +42,8 @@ class Generator:
         max_new_tokens: length limit of a response.
         batch_size: sequences a batch.
         progress: called after each batch.
-        with_logprobs: whether completions carry their log-probabilities.
+        with_logprobs: whether completions carry the log-probabilities, in nats, of exactly the distributions that the
+            tokens are drawn from: after mixture, temperature and nucleus; 0 where the likeliest token is picked.
         mixture: a teacher to be mixed in, token by token.
     """
 
@@ -57,50 +58,57 @@ class Generator:
     mixture: Mixture | None = None
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
-        """One completion a prompt. The global random state is left as it was."""
-        completions: dict[int, Completion] = {}
-        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        training = self.model.training
-        self.model.eval()
+    def __call__(
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, limits: Sequence[int] | None = None
+    ) -> list[Completion]:
+        """One completion a prompt, of at most ``limits[i]`` tokens. The global random state is left as it was.
+
+        A sample depends on the whole call and on ``batch_size``; greedy ones (temperature 0) depend on neither.
+        """
+        most = [self.max_new_tokens] * len(prompts) if limits is None else limits
+        completions = {i: Completion([], False, [] if self.with_logprobs else None) for i in range(len(prompts))}
+        by_length = sorted((i for i in completions if most[i] > 0), key=lambda i: len(prompts[i]))
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _own_settings(self.model):
+        with torch.random.fork_rng(devices), _for_sampling(self.model):
             torch.manual_seed(seed)
             for start in range(0, len(by_length), self.batch_size):
                 part = by_length[start : start + self.batch_size]
-                completions.update(zip(part, self._batch([prompts[i] for i in part], decoding), strict=True))
+                found = self._batch([prompts[i] for i in part], decoding, [most[i] for i in part])
+                completions.update(zip(part, found, strict=True))
                 self.progress(len(part))
-        self.model.train(training)
         return [completions[i] for i in range(len(prompts))]
 
-    def _batch(self, prompts: list[list[int]], decoding: Decoding) -> list[Completion]:
+    def _batch(self, prompts: list[list[int]], decoding: Decoding, limits: list[int]) -> list[Completion]:
         width = max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         recording = Recording()
         processors = [] if self.mixture is None else [Mixing(self.mixture, mask)]
-        processors = [*processors, *_warpers(decoding), *([recording] if self.with_logprobs else [])]
+        records = self.with_logprobs and decoding.temperature > 0
+        processors = [*processors, *_warpers(decoding), *([recording] if records else [])]
         sampled: Any = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            generation_config=self._settings(decoding),
+            generation_config=self._settings(decoding, max(limits)),
             logits_processor=LogitsProcessorList(processors),
         )
         answers = sampled[:, width:]
+        cut = [self._cut(row[:limit]) for row, limit in zip(answers.tolist(), limits, strict=True)]
         if not self.with_logprobs:
-            return [self._cut(row) for row in answers.tolist()]
+            return cut
+        if not records:
+            return [replace(c, logprobs=[0.0] * len(c.tokens)) for c in cut]
         recording.note(answers[:, -1])
         logprobs = torch.stack(recording.picked, 1).tolist()
-        cut = [self._cut(row) for row in answers.tolist()]
         return [replace(c, logprobs=row[: len(c.tokens)]) for c, row in zip(cut, logprobs, strict=True)]
 
-    def _settings(self, decoding: Decoding) -> GenerationConfig:
+    def _settings(self, decoding: Decoding, limit: int) -> GenerationConfig:
         # the warpers are ours, so that what is recorded is what the tokens are drawn from
         sampling: dict[str, Any] = {"do_sample": False}
         if decoding.temperature > 0:
             sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=limit,
             eos_token_id=list(self.stops),
             pad_token_id=self.pad,
             suppress_tokens=list(self.suppressed) or None,
@@ -124,13 +132,16 @@ def _warpers(decoding: Decoding) -> list[LogitsProcessor]:
 
 
 @contextmanager
-def _own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """transformers fills what a generation config leaves open from the model's own; an empty one keeps that out."""
+def _for_sampling(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and with empty settings: transformers fills what ours leave open from the model's own."""
     kept, model.generation_config = model.generation_config, GenerationConfig()
+    training = model.training
+    model.eval()
     try:
         yield
     finally:
         model.generation_config = kept
+        model.train(training)
 
 
 @dataclass(frozen=True)

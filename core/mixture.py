@@ -19,7 +19,7 @@ class Mixture:
     share: float
 
 
-@dataclass
+@dataclass(eq=False)  # generate() compares its processors
 class Mixing(LogitsProcessor):
     """Mixes the teacher's distribution into the sampled model's, token by token; the teacher has a cache of its own.
 
@@ -53,6 +53,8 @@ class Mixing(LogitsProcessor):
         inputs: dict[str, Any] = {"input_ids": new, "attention_mask": mask, "use_cache": True}
         if "position_ids" in backbone.arguments:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        if "logits_to_keep" in backbone.arguments:
+            inputs["logits_to_keep"] = 1
         out = backbone.model(**inputs, past_key_values=self._cache)
         self._cache = out.past_key_values
         logits: Tensor = out.logits[:, -1]
@@ -61,7 +63,7 @@ class Mixing(LogitsProcessor):
         return logits
 
 
-@dataclass
+@dataclass(eq=False)
 class Recording(LogitsProcessor):
     """Notes the log-probability of each picked token, ``[B]`` a step, without keeping the scores of all steps."""
 
@@ -72,10 +74,10 @@ class Recording(LogitsProcessor):
         """Leave the scores as they are."""
         if self._last is not None:
             self.note(input_ids[:, -1])
-        self._last = scores.log_softmax(1)
+        self._last = scores
         return scores
 
     def note(self, tokens: Tensor) -> None:
         """The tokens picked in the last step, ``[B]``."""
         assert self._last is not None, "nothing was sampled yet"
-        self.picked.append(self._last.gather(1, tokens[:, None])[:, 0])
+        self.picked.append(self._last.gather(1, tokens[:, None])[:, 0] - self._last.logsumexp(1))

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import random
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distillzoo.core.errors import UserError
 from distillzoo.core.trajectories import Completion, Sources, Trajectory, TrajectorySource
 
 
@@ -96,8 +98,18 @@ class Rounds:
         self._file(folder).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        state = json.loads(self._file(folder).read_text(encoding="utf-8"))
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: it holds nothing for this process.
+        """
+        try:
+            state = json.loads(self._file(folder).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"The checkpoint '{folder}' has no trajectories for process {self._share.process}: go on with as many "
+                f"processes as wrote it ({len(list(folder.glob('rounds-*.json')))})."
+            ) from None
         self._left = [unpacked(t) for t in state["left"]]
         self._sources.memory.clear()
         self._sources.memory.update(state["memory"])
@@ -107,16 +119,33 @@ class Rounds:
 
 
 class Once:
-    """Offline trajectories beside on-policy ones, collected when first asked for."""
+    """Offline trajectories beside on-policy ones, collected when first asked for and sorted by prompt."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._found: dict[TrajectorySource, list[Trajectory]] = {}
+        self._found: list[tuple[TrajectorySource, list[list[Trajectory]]]] = []
 
-    def __call__(self, source: TrajectorySource) -> list[Trajectory]:
-        if source not in self._found:
-            self._found[source] = [t for t in source.collect(self._sources) if t.response.tokens]
-        return self._found[source]
+    def __call__(self, source: TrajectorySource) -> list[list[Trajectory]]:
+        """The source's trajectories for each row.
+
+        Raises:
+            UserError: a row has none.
+        """
+        for known, rows in self._found:
+            if known == source:
+                return rows
+        by_prompt: dict[tuple[int, ...], list[Trajectory]] = defaultdict(list)
+        for trajectory in source.collect(self._sources):
+            if trajectory.response.tokens:
+                by_prompt[tuple(trajectory.prompt)].append(trajectory)
+        rows = [by_prompt[tuple(row.prompt)] for row in self._sources.rows]
+        if not all(rows):
+            raise UserError(
+                f"The offline source {type(source).__name__} has no response to {sum(not r for r in rows)} of "
+                f"{len(rows)} prompts, and each may be asked for one."
+            )
+        self._found.append((source, rows))
+        return rows
 
 
 def derived(*parts: int | str) -> int:

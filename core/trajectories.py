@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.part import Part
@@ -51,6 +51,10 @@ class Trajectory:
     given: int = 0
 
 
+def _only_in_rounds(source: object) -> Any:
+    raise RuntimeError("Sources.once is for sources with a period: one without collects everything at once itself.")
+
+
 class Sampler(Protocol):
     """Samples completions from a model."""
 
@@ -63,6 +67,24 @@ class MixedSampler(Protocol):
 
     def __call__(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
         """One completion a prompt, each token from ``share * pi_T + (1 - share) * pi``, with its log-probability."""
+
+
+class BeginningSampler(Protocol):
+    """Samples the first tokens of responses from the student as it is now."""
+
+    def __call__(
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, lengths: Sequence[int]
+    ) -> list[Completion]:
+        """A beginning of at most ``lengths[i]`` tokens for each prompt, which leaves room for one token more."""
+
+
+class EndingSampler(Protocol):
+    """Samples the rest of responses that have begun, from the teacher."""
+
+    def __call__(
+        self, prompts: Sequence[list[int]], beginnings: Sequence[list[int]], decoding: Decoding, seed: int
+    ) -> list[Completion]:
+        """The tokens after each beginning; the length limit holds for beginning and ending together."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,13 @@ class Sources:
     """Samples from the student as it is now, with log-probabilities."""
     mixed: MixedSampler
     """Samples from a mixture of the teacher and the student as it is now, with log-probabilities."""
+    beginnings: BeginningSampler
+    """Beginnings of the student's responses, with log-probabilities."""
+    endings: EndingSampler
+    """The teacher's endings of such beginnings, with log-probabilities. They are not kept on disk: the student's
+    beginnings never come again."""
+    held_out_loss: Callable[[], float]
+    """Mean -log pi of the student as it is now on reference answers that are kept out of the training, nats a token."""
     seed: int
     """Another one each time that a source is asked, and in each process."""
     due: Sequence[int] = ()
@@ -91,20 +120,22 @@ class Sources:
     """Optimiser steps of the whole run."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the source wants to keep between two calls, as JSON values; saved with each checkpoint."""
-    once: "Callable[[TrajectorySource], list[Trajectory]]" = lambda source: []
-    """All trajectories of an offline source, collected the first time that it is asked for."""
-    held_out_loss: Callable[[], float] = lambda: 0.0
-    """Mean -log pi of the student as it is now on reference answers that are kept out of the training, nats a token."""
+    once: "Callable[[TrajectorySource], Sequence[Sequence[Trajectory]]]" = _only_in_rounds
+    """The trajectories of an offline source for each of ``rows``, at least one; collected when first asked for."""
 
 
 class TrajectorySource(Part):
     """Base of the trajectory sources. A source implements ``collect``."""
 
-    on_policy: ClassVar[bool] = False
-    """Whether the source samples from the student."""
+    @property
+    def on_policy(self) -> bool:
+        """Whether the source samples from the student."""
+        return False
 
-    holds_out: ClassVar[bool] = False
-    """Whether the source reads ``held_out_loss``: a share of the training rows is then kept out of the training."""
+    @property
+    def holds_out(self) -> bool:
+        """Whether the source reads ``held_out_loss``: a share of the training rows is then kept out of the training."""
+        return False
 
     @property
     def period(self) -> int | None:

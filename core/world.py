@@ -318,11 +318,25 @@ class World:
         def mixed(prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
             return replace(student, mixture=Mixture(self.teacher, share))(prompts, decoding, seed)
 
+        def beginnings(
+            prompts: Sequence[list[int]], decoding: Decoding, seed: int, lengths: Sequence[int]
+        ) -> list[Completion]:
+            return student(prompts, decoding, seed, [min(n, student.max_new_tokens - 1) for n in lengths])
+
+        def endings(
+            prompts: Sequence[list[int]], beginnings: Sequence[list[int]], decoding: Decoding, seed: int
+        ) -> list[Completion]:
+            begun = [[*prompt, *tokens] for prompt, tokens in zip(prompts, beginnings, strict=True)]
+            limits = [sampler.max_new_tokens - len(tokens) for tokens in beginnings]
+            return replace(sampler, with_logprobs=True)(begun, decoding, seed, limits)
+
         return Sources(
             rows=self.train_prompts,
             teacher=teacher,
             student=student,
             mixed=mixed,
+            beginnings=beginnings,
+            endings=endings,
             seed=self.config.seed,
             held_out_loss=self._held_out_loss,
         )

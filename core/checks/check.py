@@ -124,7 +124,8 @@ def label(part: Subject) -> str:
     if isinstance(part, RecipeFile):
         return part.name
     changed = part.model_dump(exclude_defaults=True)
-    return f"{type(part).__name__}({', '.join(f'{k}={v}' for k, v in changed.items())})"
+    inner = {name: label(getattr(part, name)) for name in changed if isinstance(getattr(part, name), Part)}
+    return f"{type(part).__name__}({', '.join(f'{k}={v}' for k, v in (changed | inner).items())})"
 
 
 @dataclass(frozen=True)
