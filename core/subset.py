@@ -71,7 +71,7 @@ class WholeVocabulary(Subset):
     full = True
 
     def __init__(self, view: LogitView, teacher: LogitView | None = None) -> None:
-        self._view, self._teacher = view, teacher
+        self._view, self.teacher = view, teacher
 
     @property
     def actions(self) -> Int[Tensor, "N V"]:
@@ -86,9 +86,9 @@ class WholeVocabulary(Subset):
 
     @property
     def logprobs(self) -> Float[Tensor, "N V"]:
-        if self._teacher is None:
+        if self.teacher is None:
             raise ValueError("The whole vocabulary has no teacher log-probabilities: this run has no teacher view.")
-        logprobs = self._teacher.block(torch.arange(self._view.rows, device=self._view.device)).log_softmax(1)
+        logprobs = self.teacher.block(torch.arange(self._view.rows, device=self._view.device)).log_softmax(1)
         return logprobs.where(self.mask, 0.0)
 
     @property

@@ -13,4 +13,5 @@ def register_extractions(register: Register) -> None:
     register("sparsemax", f"{here}.sparsemax:Sparsemax")
     register("tsallis", f"{here}.tsallis:Tsallis")
     register("mellowmax", f"{here}.mellowmax:Mellowmax")
+    register("advantage-weighted", f"{here}.advantage_weighted:AdvantageWeighted")
     register("greedy", f"{here}.greedy:Greedy")
