@@ -1,10 +1,15 @@
-"""Sampling: the stated decoding and nothing else, and samples that are kept."""
+"""Sampling: the stated decoding and nothing else, what it records, and samples that are kept."""
+
+import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.generation import Generator, KeptSamples
+from distillzoo.core.mixture import Mixture
+from distillzoo.core.models import Backbone, Vocabulary, backbone
 from distillzoo.core.trajectories import Completion
 from tests.tiny import VOCABULARY, tiny_model
 
@@ -63,6 +68,159 @@ def test_samples_follow_the_models_distribution():
     share = torch.bincount(torch.tensor([c.tokens[0] for c in found]), minlength=VOCABULARY) / 4000
     standard_error = (expected * (1 - expected) / 4000).sqrt()
     assert ((share - expected).abs() < 4.5 * standard_error + 1e-3).all()
+
+
+HOLES = (7, 19)
+"""Ids without a token in the teacher of the mixtures."""
+
+WIDER = VOCABULARY + 8
+
+DECODINGS = [Decoding(), Decoding(0.6, 1.0), Decoding(1.0, 0.7), Decoding(1.5, 0.9)]
+
+
+def mixture(share: float, kind: str = "llama") -> Mixture:
+    """A teacher with rows and ids that no token has, which it likes best of all."""
+    model = tiny_model(kind, 3, rows=WIDER)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[[*HOLES, *range(VOCABULARY, WIDER)]] *= 5
+    vocabulary = Vocabulary(VOCABULARY, torch.tensor(HOLES))
+    found = backbone(model, vocabulary, "teacher")
+    return Mixture(Backbone(model, found.head, vocabulary), share)
+
+
+def distribution(student, mixed: Mixture | None, decoding: Decoding, prefix: list[int], suppressed=()) -> Tensor:
+    """What the next token is drawn from, ``[V]`` in float64, from whole forward passes on the one prefix."""
+    logits = student(torch.tensor([prefix])).logits[0, -1].double()
+    logits[list(suppressed)] = -math.inf
+    p = logits.softmax(0)
+    if mixed is not None:
+        theirs = mixed.teacher.model(torch.tensor([prefix])).logits[0, -1].double()[:VOCABULARY]
+        theirs[list(HOLES)] = -math.inf
+        p = mixed.share * theirs.softmax(0) + (1 - mixed.share) * p
+    p = p ** (1 / decoding.temperature)
+    p = p / p.sum()
+    kept, mass = torch.zeros_like(p), 0.0
+    for token in p.argsort(descending=True).tolist():
+        kept[token] = p[token]
+        mass += float(p[token])
+        if mass >= decoding.top_p:
+            break
+    return kept / kept.sum()
+
+
+@torch.no_grad()
+def assert_recorded(student, mixed: Mixture | None, decoding: Decoding, found: list[Completion], suppressed=()) -> None:
+    for prompt, completion in zip(PROMPTS, found, strict=True):
+        assert completion.logprobs is not None
+        assert len(completion.logprobs) == len(completion.tokens)
+        for i, (token, recorded) in enumerate(zip(completion.tokens, completion.logprobs, strict=True)):
+            p = distribution(student, mixed, decoding, [*prompt, *completion.tokens[:i]], suppressed)
+            assert recorded == pytest.approx(float(p[token].log()), abs=2e-4)
+
+
+@pytest.mark.parametrize("decoding", DECODINGS, ids=str)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma2"])
+def test_recorded_logprobs_are_those_of_plain_forward_passes(kind, decoding):
+    student = tiny_model(kind)
+    found = generator(student, with_logprobs=True, stops=[2, 3, 4, 5, 6, 7, 8])(PROMPTS, decoding, seed=4)
+    assert len({len(c.tokens) for c in found}) > 1, "some rows should end before others"
+    assert_recorded(student, None, decoding, found)
+
+
+@pytest.mark.parametrize("decoding", DECODINGS, ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("kinds", [("llama", "llama"), ("llama", "gpt2"), ("gpt2", "llama"), ("opt", "gemma2")])
+def test_recorded_logprobs_of_a_mixture_are_those_of_plain_forward_passes(kinds, share, decoding):
+    student, mixed = tiny_model(kinds[0]), mixture(share, kinds[1])
+    sample = generator(student, with_logprobs=True, mixture=mixed, suppressed=HOLES, stops=[2, 3, 4, 5, 6])
+    assert_recorded(student, mixed, decoding, sample(PROMPTS, decoding, seed=5), HOLES)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_first_tokens_of_a_mixture_follow_its_distribution(share):
+    count, decoding = 6000, Decoding(0.9, 0.95)
+    student, mixed = tiny_model("llama"), mixture(share, "gpt2")
+    sample = generator(student, mixture=mixed, suppressed=HOLES, max_new_tokens=1, batch_size=2000)
+    found = sample([[1, 5]] * count, decoding, seed=0)
+    counts = torch.bincount(torch.tensor([c.tokens[0] for c in found]), minlength=VOCABULARY).double()
+    with torch.no_grad():
+        expected = count * distribution(student, mixed, decoding, [1, 5], HOLES)
+    assert counts[expected == 0].sum() == 0
+    rare = expected < 5
+    bins = (
+        torch.cat([expected[~rare], expected[rare].sum()[None]]),
+        torch.cat([counts[~rare], counts[rare].sum()[None]]),
+    )
+    chi2 = float(((bins[1] - bins[0]) ** 2 / bins[0].clamp(min=1e-9)).sum())
+    freedom = len(bins[0]) - 1
+    assert chi2 < freedom + 3.5 * math.sqrt(2 * freedom)
+
+
+def test_a_mixture_without_a_share_samples_what_the_student_samples():
+    student = tiny_model()
+    plain = generator(student, with_logprobs=True)(PROMPTS, Decoding(), seed=2)
+    mixed = generator(student, with_logprobs=True, mixture=mixture(0.0))(PROMPTS, Decoding(), seed=2)
+    assert [c.tokens for c in mixed] == [c.tokens for c in plain]
+
+
+def test_greedy_tokens_have_probability_one():
+    for mixed in (None, mixture(0.5)):
+        found = generator(with_logprobs=True, mixture=mixed)(PROMPTS, Decoding(temperature=0.0), seed=0)
+        assert all(c.logprobs == [0.0] * len(c.tokens) for c in found)
+
+
+def test_a_greedy_mixture_picks_its_likeliest_token():
+    student, mixed = tiny_model("gpt2"), mixture(0.5)
+    found = generator(student, mixture=mixed, suppressed=HOLES)(PROMPTS, Decoding(temperature=0.0), seed=0)
+    with torch.no_grad():
+        for prompt, completion in zip(PROMPTS, found, strict=True):
+            for i, token in enumerate(completion.tokens):
+                prefix = [*prompt, *completion.tokens[:i]]
+                assert token == int(distribution(student, mixed, Decoding(), prefix, HOLES).argmax())
+
+
+def test_greedy_answers_do_not_depend_on_the_batch():
+    for mixed in (None, mixture(0.5, "gpt2")):
+        together = generator(mixture=mixed)(PROMPTS, Decoding(temperature=0.0), seed=0)
+        assert generator(mixture=mixed, batch_size=1)(PROMPTS, Decoding(temperature=0.0), seed=1) == together
+
+
+def test_recording_changes_no_sample():
+    plain = generator()(PROMPTS, Decoding(1.1, 0.9), seed=6)
+    recorded = generator(with_logprobs=True)(PROMPTS, Decoding(1.1, 0.9), seed=6)
+    assert [c.tokens for c in recorded] == [c.tokens for c in plain]
+    assert all(c.logprobs is None for c in plain)
+
+
+def test_limits_cut_each_response_at_its_own_length():
+    sample = generator(with_logprobs=True)
+    whole = sample(PROMPTS, Decoding(), seed=3)
+    limits = [6, 0, 2, 1]
+    for long, short, limit in zip(whole, sample(PROMPTS, Decoding(), 3, limits), limits, strict=True):
+        assert short.logprobs is not None
+        assert len(short.tokens) == len(short.logprobs) <= limit
+        assert short.ended == (long.ended and len(long.tokens) <= limit)
+    assert sample(PROMPTS, Decoding(), 3, [6, 6, 2, 1])[2].tokens == whole[2].tokens[:2]
+    assert sample([], Decoding(), 3) == []
+    assert [c.tokens for c in sample(PROMPTS, Decoding(), 3, [0] * 4)] == [[]] * 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was_even_if_sampling_fails(training):
+    model = tiny_model().train(training)
+    generator(model)(PROMPTS, Decoding(), seed=0)
+    assert model.training == training
+    settings = model.generation_config
+    with pytest.raises((RuntimeError, IndexError)):
+        generator(model)([[1, VOCABULARY + 5]], Decoding(), seed=0)
+    assert model.training == training
+    assert model.generation_config is settings
+
+
+def test_dropout_is_off_while_sampling():
+    model = tiny_model("gpt2", attn_pdrop=0.5, resid_pdrop=0.5).train()
+    found = generator(model)(PROMPTS, Decoding(temperature=0.0), seed=0)
+    assert found == generator(tiny_model("gpt2"))(PROMPTS, Decoding(temperature=0.0), seed=0)
 
 
 @pytest.fixture
