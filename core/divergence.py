@@ -1,4 +1,4 @@
-"""Divergences between teacher and student, a state: over the vocabulary, or over a subset with a word on the tail."""
+"""Divergences between teacher and student in a state: over the vocabulary, or over a subset with a word on the tail."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from distillzoo.core.errors import UserError
 from distillzoo.core.objective import LossTerms, Objective, TDBatch, term
 from distillzoo.core.subset import ActionSubset
 
@@ -26,6 +27,11 @@ def kl(p: Float[Tensor, "n V"], q: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
     return (log_p.exp() * torch.where(log_p == float("-inf"), 0.0, log_p - log_q)).sum(1)
 
 
+def relative_entropy(log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+    """p (log p - log q) of each action, whose sum is KL(p || q), in nats; 0 where p is 0 and log q is finite."""
+    return log_p.exp() * (log_p - log_q)
+
+
 @dataclass(frozen=True)
 class DivergenceTerms(LossTerms):
     """The term of a ``Divergence``, ``[N]``, in nats."""
@@ -34,19 +40,24 @@ class DivergenceTerms(LossTerms):
 
 
 class Divergence(Objective):
-    """Base of the objectives D(pi_T, pi)(s) in every visited state. A divergence implements ``distance``.
+    """Base of the objectives D(pi_T, pi)(s) in every visited state. A divergence implements ``contributions``.
 
     With the subset ``full`` both distributions run over the vocabulary, in chunks. On another subset A(s) the tail is
 
     - ``renormalise``: both policies are renormalised on A(s); mass outside the subset is free;
     - ``bucket``: one further action holds the rest of the mass of each, so the student's mass on A(s) is held too.
       For an f-divergence it is a lower bound of the full one (data processing inequality).
+    - ``weighted``: for a subset with importance weights w, which no other tail counts and which this one demands. The
+      sum over A(s) of w(a) d(a), with d(a) the contribution of a token to D and pi normalised over the vocabulary (one
+      reduction), has D over the vocabulary as its mean over the draws, and so has its gradient.
 
     pi is the softmax of the student's logits at temperature 1. ``[N]`` terms, never negative, 0 only where the two
-    agree.
+    agree; a ``weighted`` estimate is so on average, and may be negative in a state.
     """
 
-    tail: Literal["renormalise", "bucket"] = Field("bucket", description="what becomes of the mass outside the subset")
+    tail: Literal["renormalise", "bucket", "weighted"] = Field(
+        "bucket", description="what becomes of the mass outside the subset; weighted for subsets drawn with weights"
+    )
 
     @classmethod
     def examples(cls) -> Sequence["Divergence"]:
@@ -54,11 +65,11 @@ class Divergence(Objective):
 
     @property
     def never_negative(self) -> bool:
-        return True
+        return self.tail != "weighted"
 
     @property
     def stationary_at_teacher(self) -> bool:
-        return True
+        return self.tail != "weighted"
 
     @property
     def gauge_free(self) -> bool:
@@ -68,20 +79,45 @@ class Divergence(Objective):
         return not subset.needs_teacher
 
     @abstractmethod
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
-        """D of each row, from the teacher's and the student's log-probabilities, which sum to 1 each.
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """What each action adds to D, from the teacher's and the student's log-probabilities, action by action.
 
-        An action that one of them never takes has ``NEVER``, so that products with its probability are 0.
+        Their sum over the actions is D wherever the probabilities of both sum to 1. An action that one of them never
+        takes has ``NEVER``, so that products with its probability are 0; one that neither takes adds 0.
         """
 
     def terms(self, td: TDBatch) -> DivergenceTerms:
+        """D of each state.
+
+        Raises:
+            UserError: the subset has importance weights and ``tail`` is not ``weighted``, or the other way round.
+        """
         if td.subset.full:
             return DivergenceTerms(td.student.rowwise(self._whole, td.teacher))
+        weights = td.subset.weights
+        if self.tail == "weighted":
+            if weights is None:
+                raise UserError(
+                    "objective.tail=weighted counts the importance weights of a subset that is drawn at random, and "
+                    "this subset has none. Use objective.tail=bucket, or a subset that draws tokens."
+                )
+            return DivergenceTerms((weights * self.contributions(*over_vocabulary(td))).sum(1))
+        if weights is not None:
+            raise UserError(
+                f"The subset draws tokens with importance weights, which objective.tail={self.tail} would not count: "
+                f"add --set objective.tail=weighted."
+            )
         log_p, log_q = renormalised(td) if self.tail == "renormalise" else bucketed(td)
-        return DivergenceTerms(self.distance(log_p, log_q))
+        return DivergenceTerms(self.contributions(log_p, log_q).sum(1))
 
     def _whole(self, student: Float[Tensor, "n V"], teacher: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-        return self.distance(teacher.log_softmax(1).clamp(min=NEVER), student.log_softmax(1).clamp(min=NEVER))
+        log_p, log_q = teacher.log_softmax(1).clamp(min=NEVER), student.log_softmax(1).clamp(min=NEVER)
+        return self.contributions(log_p, log_q).sum(1)
+
+
+def over_vocabulary(td: TDBatch) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
+    """Log-probabilities of teacher and student on the subset, over the vocabulary; ``NEVER`` where masked."""
+    return _masked(td.subset.logprobs, td), _masked(td.q.values - td.student.logsumexp()[:, None], td)
 
 
 def renormalised(td: TDBatch) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:

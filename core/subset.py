@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,10 +22,18 @@ class Subset:
         mass: ``[N]`` teacher probability of the set.
         added: ``[N]``, where the taken action was added because the set missed it; none if nothing was.
         full: whether every set is the whole vocabulary, so that a reduction over the set is one over the vocabulary.
+        weights: ``[N, K]`` importance weights of a set that is drawn at random, 0 where masked; none for other sets.
+
+    With weights w, the sum over the listed tokens a of w(a) f(a) has the sum of f over the vocabulary as its mean over
+    the draws, for every f that is 0 where the teacher gives no probability. A token that is listed in every draw has
+    the weight 1. Divergences with ``tail: weighted`` and ``SubsetQ.logsumexp`` count the weights. ``mass``, ``size``,
+    ``SubsetQ.values`` and all that is computed from them (maxima, sparse policies) are about the listed tokens as they
+    are.
     """
 
     full: bool = False
     added: Bool[Tensor, "N"] | None = None
+    weights: Float[Tensor, "N K"] | None = None
 
     def __init__(
         self,
@@ -35,9 +42,10 @@ class Subset:
         logprobs: Float[Tensor, "N K"],
         mass: Float[Tensor, "N"],
         added: Bool[Tensor, "N"] | None = None,
+        weights: Float[Tensor, "N K"] | None = None,
     ) -> None:
         self._actions, self._mask, self._logprobs, self._mass = actions, mask, logprobs, mass
-        self.added = added
+        self.added, self.weights = added, weights
 
     @property
     def actions(self) -> Int[Tensor, "N K"]:
@@ -63,6 +71,39 @@ class Subset:
     def contains(self, action: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:
         """Whether each state's set holds the given action."""
         return ((self.actions == action[:, None]) & self.mask).any(1)
+
+
+def listed(
+    actions: Int[Tensor, "N L"],
+    mask: Bool[Tensor, "N L"],
+    logprobs: Float[Tensor, "N L"],
+    weights: Float[Tensor, "N L"] | None = None,
+) -> Subset:
+    """The subset of tokens that are listed in any order, some of them more than once.
+
+    Args:
+        actions: ``[N, L]`` token ids.
+        mask: ``[N, L]``, true where ``actions`` lists a token.
+        logprobs: ``[N, L]`` teacher's log-probabilities over the whole vocabulary.
+        weights: ``[N, L]`` importance weights, if any.
+
+    Returns:
+        Tables ``[N, K]``, sorted and padded to the largest set. Of a token that is listed twice the first entry counts,
+        also with its weight.
+    """
+    by_id = actions.masked_fill(~mask, torch.iinfo(actions.dtype).max).sort(dim=1, stable=True)
+    first = torch.ones_like(mask)
+    first[:, 1:] = by_id.values[:, 1:] != by_id.values[:, :-1]
+    held = mask.gather(1, by_id.indices) & first
+    order = logprobs.gather(1, by_id.indices).sort(dim=1, descending=True, stable=True).indices
+    order = order.gather(1, (~held.gather(1, order)).to(torch.int8).sort(dim=1, stable=True).indices)
+    order = order[:, : int(held.sum(1).max()) if len(held) else 0]
+    mask, order = held.gather(1, order), by_id.indices.gather(1, order)
+    actions, logprobs = actions.gather(1, order).where(mask, 0), logprobs.gather(1, order).where(mask, 0.0)
+    if weights is not None:
+        weights = weights.gather(1, order).where(mask, 0.0)
+    mass = torch.where(mask, logprobs.exp(), 0.0).sum(1).clamp(max=1.0)
+    return Subset(actions, mask, logprobs, mass, weights=weights)
 
 
 class WholeVocabulary(Subset):
@@ -120,12 +161,20 @@ class SubsetQ:
             self._values = self.view.gather(self.subset.actions, self.subset.mask)
         return self._values
 
-    def logsumexp(self, temperature: float = 1.0) -> Float[Tensor, "N"]:
-        """log of the sum over A(s) of exp(z(s, a) / temperature)."""
-        if not self.subset.full:
-            scaled = self.values / temperature
-            return scaled.masked_fill(~self.subset.mask, float("-inf")).logsumexp(1)
-        return self.view.tempered_logsumexp(temperature)
+    def logsumexp(self, temperature: float = 1.0, weighted: bool = True) -> Float[Tensor, "N"]:
+        """log of the sum over A(s) of exp(z(s, a) / temperature).
+
+        Args:
+            temperature: the logits are divided by it.
+            weighted: count each token by its weight, if the subset has weights. The sum is then unbiased for that over
+                the vocabulary; its log is consistent in the number of draws and low on average (Jensen).
+        """
+        if self.subset.full:
+            return self.view.tempered_logsumexp(temperature)
+        scaled = self.values / temperature
+        if weighted and self.subset.weights is not None:
+            scaled = scaled + self.subset.weights.log()
+        return scaled.masked_fill(~self.subset.mask, float("-inf")).logsumexp(1)
 
     def max(self) -> Float[Tensor, "N"]:
         """max over A(s) of z(s, a)."""
@@ -140,15 +189,25 @@ class ActionSubset(Part):
     """Base of the subsets: which tokens of a state are actions.
 
     A subset implements ``select``, which sees the teacher's logits only and works row by row. One that looks at the
-    student's too says so by ``needs_student`` and implements ``choose``; it must not depend on their gradient.
+    student's too says so by ``needs_student`` and implements ``choose``; it must not depend on their gradient. One
+    that draws tokens at random, with torch's generator, says so by ``draws``, and gives ``Subset.weights`` where its
+    sums are to stand for those over the vocabulary.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    """Whether ``select`` reads the teacher; if not, an objective that doesn't either trains without one."""
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether ``select`` reads the teacher. One that doesn't is the whole vocabulary: an objective that needs no
+        teacher either trains without one."""
+        return True
 
     @property
     def needs_student(self) -> bool:
         """Whether the student's logits count too, so that ``choose`` is to be asked instead of ``select``."""
+        return False
+
+    @property
+    def draws(self) -> bool:
+        """Whether the sets are drawn at random, so that the same states may get others in the next call."""
         return False
 
     include_action: bool = Field(False, description="add the taken action where the set misses it")
@@ -164,7 +223,8 @@ class ActionSubset(Part):
         """The set of each state.
 
         Returns:
-            Sets that are never empty, sorted by teacher probability, without repeats and with their mass.
+            Sets that are never empty, sorted by teacher probability, without repeats and with their mass. ``prefixes``
+            and ``listed`` make such tables.
         """
 
     def choose(self, teacher: LogitView, student: LogitView) -> Subset:
@@ -172,20 +232,24 @@ class ActionSubset(Part):
         return self.select(teacher)
 
     def with_action(self, subset: Subset, teacher: LogitView, action: Int[Tensor, "N"]) -> Subset:
-        """The subset with the taken action appended where it is missing, if ``include_action`` asks for it.
+        """The subset with the taken action where it is missing, if ``include_action`` asks for it.
 
-        The appended token is the least probable one of its set, so the order holds.
+        With it, the taken action is listed whatever was drawn, so in a set with weights its weight is 1, also where it
+        was among the draws: sums over the set stay unbiased.
         """
         if not self.include_action or subset.full:
             return subset
         missing = ~subset.contains(action)
         logprob = (teacher.select(action) - teacher.logsumexp()).detach()
-        grown = torch.cat([subset.mask, missing[:, None]], 1)
-        actions = torch.cat([subset.actions, action[:, None]], 1)
-        logprobs = torch.cat([subset.logprobs, torch.where(missing, logprob, 0.0)[:, None]], 1)
-        order = (~grown).to(torch.int8).sort(dim=1, stable=True).indices  # tokens first, padding last
-        width = int(grown.sum(1).max()) if len(grown) else 0
-        order = order[:, :width]
-        mass = subset.mass + torch.where(missing, logprob.exp(), 0.0)
-        actions, grown, logprobs = (table.gather(1, order) for table in (actions, grown, logprobs))
-        return Subset(actions, grown, logprobs, mass.clamp(max=1.0), added=missing)
+        weights = subset.weights
+        if weights is not None:
+            weights = torch.where(subset.actions == action[:, None], subset.mask.to(weights.dtype), weights)
+            weights = torch.cat([weights, torch.ones_like(weights[:, :1])], 1)
+        grown = listed(
+            torch.cat([subset.actions, action[:, None]], 1),
+            torch.cat([subset.mask, missing[:, None]], 1),
+            torch.cat([subset.logprobs, logprob[:, None]], 1),
+            weights,
+        )
+        grown.added = missing
+        return grown

@@ -26,26 +26,31 @@ def teachers() -> list[Tensor]:
     return [world, world * 0.05, world * 8, world.round(), impossible, torch.zeros_like(world), wide]
 
 
-def chosen(part: ActionSubset, view: LogitView) -> Subset:
-    """The part's subset of these states.
+def chosen(part: ActionSubset, view: LogitView, student: LogitView | None = None) -> Subset:
+    """The part's subset of these states, by ``choose`` where a student is given.
 
     Raises:
         CheckFailed: the tables have wrong shapes or types, or carry a gradient.
     """
-    subset = part.select(view)
+    method = "select" if student is None else "choose"
+    subset = part.select(view) if student is None else part.choose(view, student)
     if not isinstance(subset, Subset):
-        raise CheckFailed(f"select() returns {type(subset).__name__} and should return a Subset.")
+        raise CheckFailed(f"{method}() returns {type(subset).__name__} and should return a Subset.")
     if subset.full:
         return subset
     n = view.rows
     shape = subset.actions.shape
     if len(shape) != 2 or shape[0] != n:
         raise CheckFailed(f"actions has the shape {list(shape)} and should be [N, K] with N = {n}, a row a state.")
-    for name, value, dim in (("mask", subset.mask, 2), ("logprobs", subset.logprobs, 2), ("mass", subset.mass, 1)):
+    tables = [("mask", subset.mask, 2), ("logprobs", subset.logprobs, 2), ("mass", subset.mass, 1)]
+    if subset.weights is not None:
+        tables.append(("weights", subset.weights, 2))
+    for name, value, dim in tables:
         if value.shape != shape[:dim]:
             raise CheckFailed(f"{name} has the shape {list(value.shape)} and should be {list(shape[:dim])}.")
         if value.requires_grad:
-            raise CheckFailed(f"{name} carries a gradient to the teacher: select under torch.no_grad().")
+            model = "teacher" if student is None else "student"
+            raise CheckFailed(f"{name} carries a gradient to the {model}: {method} under torch.no_grad().")
     if subset.mask.dtype != torch.bool or subset.actions.dtype != torch.long:
         raise CheckFailed(f"mask is {subset.mask.dtype} and actions {subset.actions.dtype}: use torch.bool and long.")
     return subset
@@ -57,9 +62,11 @@ def sets(subset: Subset) -> list[list[int]]:
 
 
 def each(part: ActionSubset, test: Callable[[Tensor, Subset], None]) -> None:
-    """Run a test on the part's subset of every kind of teacher."""
+    """Run a test on the part's subset of every kind of teacher, and of a student that disagrees where it counts."""
     for logits in teachers():
         test(logits, chosen(part, DenseLogits(logits)))
+        if part.needs_student:
+            test(logits, chosen(part, DenseLogits(logits), DenseLogits(logits.roll(2, 1).flip(0))))
 
 
 def difference(one: Subset, other: Subset, change: str, mistake: str) -> None:
@@ -195,7 +202,7 @@ def limit(part: ActionSubset) -> None:
                 )
 
 
-@check("subset")
+@check("subset", when=lambda part: not part.draws)
 def row_by_row(part: ActionSubset) -> None:
     """The set of a state doesn't depend on the other states of the batch, nor on their order."""
     for logits in teachers():
@@ -220,6 +227,11 @@ def vocabulary_rows(part: ActionSubset) -> None:
             other = chosen(part, teacher_view(logits, spare, holes))
             if other.full:
                 continue
+            if part.draws:
+                last = int(other.actions.where(other.mask, 0).max())
+                if last >= logits.shape[1]:
+                    raise CheckFailed(f"The id {last} is drawn and has no token. Most likely the draws are uniform.")
+                continue
             difference(
                 plain,
                 other,
@@ -236,6 +248,8 @@ def lazy_teacher(part: ActionSubset) -> None:
     dense = chosen(part, student_view(hidden, weight))
     with more_than_the_view():
         lazy = chosen(part, student_view(hidden, weight, Lay(lazy=True)))
+    if part.draws:
+        return
     difference(
         dense,
         lazy,
@@ -244,7 +258,7 @@ def lazy_teacher(part: ActionSubset) -> None:
     )
 
 
-@check("subset")
+@check("subset", when=lambda part: not part.draws)
 def level(part: ActionSubset) -> None:
     """A constant a state on the teacher's logits changes nothing."""
     for logits in teachers():
@@ -331,9 +345,96 @@ def deterministic(part: ActionSubset) -> None:
         torch.manual_seed(0)
         second = chosen(part, view)
     difference(first, second, "from one call to the next", "randomness comes from elsewhere than torch's generator")
+    if not part.draws:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            third = chosen(part, view)
+        mistake = "the part draws tokens without saying so: return True from draws"
+        difference(first, third, "under another seed", mistake)
 
 
 @check("subset")
+def student(part: ActionSubset) -> None:
+    """A part that ``needs_student`` looks at the student, and not at its gradient; another one ignores it."""
+    teacher = teachers()[-1]
+    view, moved = DenseLogits(teacher), []
+    for columns in (0, 2):
+        leaf = teacher.roll(columns, 1).requires_grad_()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            moved.append(sets(chosen(part, view, DenseLogits(leaf))))
+    if moved[0] == moved[1] and part.needs_student:
+        raise CheckFailed(
+            "choose() gives a student that disagrees with the teacher the same sets, and the part says needs_student. "
+            "Most likely it selects from the teacher's logits: use those of the student, or return False."
+        )
+    if moved[0] != moved[1] and not part.needs_student:
+        raise CheckFailed(
+            "choose() looks at the student, and the part doesn't say so: training asks select() then. Return True from "
+            "needs_student."
+        )
+
+
+REPEATS: Final = 200
+"""Draws of each state's set over which weights are averaged."""
+
+SLACK: Final = 2e-3
+"""Deviation of such an average, beside five standard errors, that isn't told from what a rarer draw would add."""
+
+
+@check("subset")
+def weights(part: ActionSubset) -> None:
+    """Weights are positive, 1 for a token that is always listed, and make sums over the set unbiased."""
+    for logits in teachers()[:3]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            subset = chosen(part, DenseLogits(logits.repeat(REPEATS, 1)))
+        if subset.weights is None:
+            continue
+        if not part.draws:
+            raise CheckFailed(
+                "The subset has weights and the part doesn't draw. Most likely it forgets to say so: return True from "
+                "draws; a set that is always the same has none."
+            )
+        right = torch.where(subset.mask, (subset.weights > 0) & torch.isfinite(subset.weights), subset.weights == 0)
+        if not bool(right.all()):
+            raise CheckFailed(
+                f"Weights should be positive and finite, and 0 where the table is masked; one is "
+                f"{float(subset.weights[~right][0]):.4g}. Most likely a probability that rounds to 0 is divided by."
+            )
+        _unbiased(logits, _weight_of_each(subset, logits.shape[1]))
+
+
+def _weight_of_each(subset: Subset, size: int) -> Tensor:
+    """``[R, N, V]`` weights, 0 where a token is not listed, of R draws."""
+    assert subset.weights is not None
+    table = torch.zeros(len(subset.mass), size, dtype=torch.float64)
+    table = table.scatter_add(1, subset.actions, subset.weights.double())
+    return table.reshape(REPEATS, -1, size)
+
+
+def _unbiased(logits: Tensor, found: Tensor) -> None:
+    always = (found > 0).all(0) & (found == found[0]).all(0)
+    off = always & ((found[0] - 1).abs() > SLACK)
+    if bool(off.any()):
+        raise CheckFailed(
+            f"A token that is listed in every draw has the weight {float(found[0][off][0]):.4g} and should have 1."
+        )
+    probs = logits.softmax(1)
+    generator = torch.Generator().manual_seed(5)
+    for shares in (torch.ones_like(probs), *(torch.rand(probs.shape, generator=generator).double() for _ in range(2))):
+        sums, right = (found * probs * shares).sum(2), (probs * shares).sum(1)
+        error = 5 * sums.std(0) / math.sqrt(REPEATS) + SLACK
+        wrong = (sums.mean(0) - right).abs() > error
+        if bool(wrong.any()):
+            raise CheckFailed(
+                f"Over {REPEATS} draws a weighted sum over the set is {float(sums.mean(0)[wrong][0]):.4g} on average, "
+                f"and over the vocabulary it is {float(right[wrong][0]):.4g}. Most likely a weight is not count / "
+                f"(draws * probability), or that probability is not the one which the tokens were drawn with."
+            )
+
+
+@check("subset", when=lambda part: not part.draws)
 def low_precision(part: ActionSubset) -> None:
     """Logits in bfloat16, under autocast, give the sets of the same numbers in float64."""
     logits = make_world().teacher.bfloat16()
@@ -348,7 +449,7 @@ def low_precision(part: ActionSubset) -> None:
     )
 
 
-@check("subset", when=first_example)
+@check("subset", when=lambda part: first_example(part) and not part.draws)
 def compiles(part: ActionSubset) -> None:
     """Traced by ``torch.compile``, the sets are the same."""
 

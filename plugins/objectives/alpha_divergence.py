@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core.divergence import Divergence
+from distillzoo.core.divergence import Divergence, relative_entropy
 
 
 class AlphaDivergence(Divergence):
@@ -16,8 +16,9 @@ class AlphaDivergence(Divergence):
         D_alpha(s) = ( 1 - sum_a pi_T(a|s)^alpha pi(a|s)^(1 - alpha) ) / ( alpha (1 - alpha) )
 
     alpha -> 1 is the forward KL, alpha -> 0 the reverse KL (both are taken there), alpha = 1/2 four times the squared
-    Hellinger distance 1/2 sum (sqrt pi_T - sqrt pi)^2. At most 1 / (alpha (1 - alpha)). ``tail`` says what becomes of
-    the mass outside a subset. ``[N]`` terms in nats a token.
+    Hellinger distance 1/2 sum (sqrt pi_T - sqrt pi)^2. At most 1 / (alpha (1 - alpha)). It is summed as
+    alpha pi_T + (1 - alpha) pi - pi_T^alpha pi^(1 - alpha), which no token makes negative. ``tail`` says what becomes
+    of the mass outside a subset. ``[N]`` terms in nats a token.
 
     References:
         Amari 1985; Cichocki and Amari 2010, eq. 3.
@@ -31,10 +32,11 @@ class AlphaDivergence(Divergence):
     def examples(cls) -> Sequence["AlphaDivergence"]:
         return [cls(), cls(tail="renormalise"), cls(alpha=0.9), cls(alpha=0.0), cls(alpha=1.0)]
 
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         if self.alpha == 1.0:
-            return (log_p.exp() * (log_p - log_q)).sum(1)
+            return relative_entropy(log_p, log_q)
         if self.alpha == 0.0:
-            return (log_q.exp() * (log_q - log_p)).sum(1)
-        overlap = (self.alpha * log_p + (1 - self.alpha) * log_q).exp().sum(1)
-        return (1 - overlap) / (self.alpha * (1 - self.alpha))
+            return relative_entropy(log_q, log_p)
+        mean = self.alpha * log_p.exp() + (1 - self.alpha) * log_q.exp()
+        overlap = (self.alpha * log_p + (1 - self.alpha) * log_q).exp()
+        return (mean - overlap) / (self.alpha * (1 - self.alpha))

@@ -5,7 +5,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from distillzoo.core.divergence import Divergence
+from distillzoo.core.divergence import Divergence, relative_entropy
 
 
 class ForwardKL(Divergence):
@@ -22,5 +22,5 @@ class ForwardKL(Divergence):
 
     paper: ClassVar[str] = "arXiv:1503.02531"
 
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
-        return (log_p.exp() * (log_p - log_q)).sum(1)
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        return relative_entropy(log_p, log_q)

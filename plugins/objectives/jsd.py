@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core.divergence import Divergence
+from distillzoo.core.divergence import Divergence, relative_entropy
 
 
 class JSD(Divergence):
@@ -34,12 +34,10 @@ class JSD(Divergence):
     def examples(cls) -> Sequence["JSD"]:
         return [cls(), cls(beta=0.1, tail="renormalise"), cls(beta=0.0), cls(beta=1.0)]
 
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         if self.beta == 0.0:
-            return (log_p.exp() * (log_p - log_q)).sum(1)
+            return relative_entropy(log_p, log_q)
         if self.beta == 1.0:
-            return (log_q.exp() * (log_q - log_p)).sum(1)
+            return relative_entropy(log_q, log_p)
         log_m = torch.logaddexp(log_p + math.log(self.beta), log_q + math.log1p(-self.beta))
-        teacher = (log_p.exp() * (log_p - log_m)).sum(1)
-        student = (log_q.exp() * (log_q - log_m)).sum(1)
-        return self.beta * teacher + (1 - self.beta) * student
+        return self.beta * relative_entropy(log_p, log_m) + (1 - self.beta) * relative_entropy(log_q, log_m)

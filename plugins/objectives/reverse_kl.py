@@ -5,7 +5,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from distillzoo.core.divergence import Divergence
+from distillzoo.core.divergence import Divergence, relative_entropy
 
 
 class ReverseKL(Divergence):
@@ -23,5 +23,5 @@ class ReverseKL(Divergence):
 
     paper: ClassVar[str] = "arXiv:2306.08543"
 
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
-        return (log_q.exp() * (log_q - log_p)).sum(1)
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        return relative_entropy(log_q, log_p)

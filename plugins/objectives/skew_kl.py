@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core.divergence import Divergence
+from distillzoo.core.divergence import Divergence, relative_entropy
 
 
 class SkewKL(Divergence):
@@ -33,8 +33,8 @@ class SkewKL(Divergence):
     def examples(cls) -> Sequence["SkewKL"]:
         return [cls(), cls(tail="renormalise"), cls(alpha=0.0)]
 
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         log_m = log_q
         if self.alpha > 0.0:
             log_m = torch.logaddexp(log_p + math.log(self.alpha), log_q + math.log1p(-self.alpha))
-        return (log_p.exp() * (log_p - log_m)).sum(1)
+        return relative_entropy(log_p, log_m)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core.divergence import Divergence
+from distillzoo.core.divergence import Divergence, relative_entropy
 
 
 class SkewReverseKL(Divergence):
@@ -32,8 +32,8 @@ class SkewReverseKL(Divergence):
     def examples(cls) -> Sequence["SkewReverseKL"]:
         return [cls(), cls(tail="renormalise"), cls(alpha=0.0)]
 
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         log_m = log_p
         if self.alpha > 0.0:
             log_m = torch.logaddexp(log_q + math.log(self.alpha), log_p + math.log1p(-self.alpha))
-        return (log_q.exp() * (log_q - log_m)).sum(1)
+        return relative_entropy(log_q, log_m)

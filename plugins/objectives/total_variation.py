@@ -27,7 +27,7 @@ class TotalVariation(Divergence):
 
     paper: ClassVar[str] = "arXiv:2307.15190"
 
-    def distance(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
+    def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         difference = log_p.exp() - log_q.exp()
         noise = ROUNDING * torch.finfo(difference.dtype).eps
-        return torch.where(difference.abs() <= noise, 0.0, difference).abs().sum(1) / 2
+        return torch.where(difference.abs() <= noise, 0.0, difference).abs() / 2

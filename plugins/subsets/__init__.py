@@ -13,3 +13,6 @@ def register_subsets(register: Register) -> None:
     register("min-p", f"{here}.min_p:MinP")
     register("epsilon", f"{here}.epsilon:Epsilon")
     register("top-k", f"{here}.top_k:TopK")
+    register("student-top-k", f"{here}.student_top_k:StudentTopK")
+    register("sampled", f"{here}.sampled:Sampled")
+    register("union", f"{here}.union:Union")

@@ -39,7 +39,7 @@ probabilities = st.lists(st.floats(0.001, 1.0), min_size=4, max_size=4).map(lamb
 
 def of(part: Divergence, p: list[float], q: list[float]) -> float:
     tables = (torch.tensor([x], dtype=torch.float64).log().clamp(min=NEVER) for x in (p, q))
-    return part.distance(*tables).item()
+    return part.contributions(*tables).sum().item()
 
 
 @pytest.fixture
