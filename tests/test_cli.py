@@ -93,7 +93,7 @@ def test_a_run_from_the_command_line_writes_its_directory(distillzoo, small, tmp
     assert found["training"]["response_tokens"] > 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 4, 6]
-    for name in ("imitation", "chi2", "support", "value", "subset_size", "subset_size_p95", "teacher_mass",
+    for name in ("imitation", "penalty", "support", "value", "subset_size", "subset_size_p95", "teacher_mass",
                  "student_mass", "action_inside"):  # fmt: skip
         assert all(name in row for row in rows), name
     page = (out / "report.html").read_text()

@@ -23,6 +23,7 @@ from distillzoo.core.checks.world import (
     batch,
     make_world,
     rows_of,
+    with_student,
 )
 from distillzoo.core.divergence import kl
 from distillzoo.core.errors import UserError
@@ -146,11 +147,17 @@ def composed(objective: Objective, td: TDBatch) -> Tensor:
 STEPS: Final = 60
 """Steps of Adam at learning rate 0.1 in ``descend``."""
 
+ROUND: Final = 15
+"""Steps of ``descend`` between two samples of the student."""
+
 
 def descend(
     tree: Tree, subset: ActionSubset, objective: Objective, extraction: PolicyExtraction
 ) -> tuple[float, float]:
     """KL(teacher || student) on the subset before and after training a table of logits, in nats a row.
+
+    An objective that needs the student's rows gets as many answers of the student as there are of the teacher, sampled
+    anew every ``ROUND`` steps. The target network, if it reads one, is the student as it was before the step.
 
     Args:
         tree: the world.
@@ -160,22 +167,28 @@ def descend(
     """
     table = torch.randn(tree.teacher.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     table = table.requires_grad_()
-    td, rows = batch(replace(tree.world, hidden=table[tree.state], weight=torch.eye(table.shape[1]).double()),
-                     (subset, extraction))  # fmt: skip
-    state = tree.state[rows]
+
+    def batch_of(tree: Tree) -> tuple[TDBatch, Tensor]:
+        world = replace(tree.world, hidden=table[tree.state], weight=torch.eye(table.shape[1]).double())
+        td, rows = batch(world, (subset, extraction))
+        return td, tree.state[rows]
+
+    td, state = visited, at = batch_of(tree)
 
     def distance() -> float:
         with torch.no_grad():
-            teacher, student = tree.teacher[state], table[state]
-            if not td.subset.full:
-                actions, mask = td.subset.actions, td.subset.mask
+            teacher, student = tree.teacher[at], table[at]
+            if not visited.subset.full:
+                actions, mask = visited.subset.actions, visited.subset.mask
                 teacher, student = (z.gather(1, actions).masked_fill(~mask, -math.inf) for z in (teacher, student))
             return float(kl(teacher, student).mean())
 
     optimiser = torch.optim.Adam([table], lr=0.1)
     before = distance()
-    for _ in range(STEPS):
-        now = replace(td, student=DenseLogits(table[state]))
+    for step in range(STEPS):
+        if objective.needs_student_rows and step % ROUND == 0:
+            td, state = batch_of(with_student(tree, table, seed=step))
+        now = replace(td, student=DenseLogits(table[state]), target_view=DenseLogits(table.detach()[state].clone()))
         loss = composed(objective, now)
         (table.grad,) = slopes(loss.mean(), table)
         optimiser.step()

@@ -179,6 +179,19 @@ def declared_teacher(objective: Objective) -> None:
 
 
 @check("objective")
+def declared_target(objective: Objective) -> None:
+    """An objective that reads a target network says so."""
+    world = make_world()
+    for composition in fitting(objective):
+        if objective.target_update is None:
+            td, _ = batch(world, composition)
+            try:
+                evaluate(objective, replace(td, target_view=None))
+            except ValueError as error:
+                raise CheckFailed(f"terms() reads td.target, and target_update is none: {error}") from None
+
+
+@check("objective")
 def weights(objective: Objective) -> None:
     """The terms don't depend on the rows' weights."""
     world = make_world()
@@ -320,7 +333,8 @@ def truncation(objective: Objective) -> None:
     world = make_world(answers=(cut, another))
     ended = replace(world, answers=(replace(cut, ended=True), another))
     last = len(cut.actions) - 1
-    for composition in fitting(objective):
+    for subset, extraction in fitting(objective):
+        composition = subset.model_copy(update={"include_action": True}), extraction  # else a row may not count at all
         plain = measure(objective, world, composition).loss
         depends = {}
         for row in (1, last + 1):
@@ -359,6 +373,9 @@ def stationary(objective: Objective) -> None:
     world = make_world()
     world = world.tabular(world.teacher)
     for composition in fitting(objective):
+        subset, extraction = composition
+        if subset.needs_teacher and not extraction.on_subset:  # a teacher renormalised on the subset is another policy
+            continue
         size = float(measure(objective, world, composition).gradients[0].abs().max())
         if size > 1e-6:
             raise CheckFailed(

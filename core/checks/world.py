@@ -90,15 +90,17 @@ class Answer:
     prompt: int
     actions: tuple[int, ...]
     ended: bool
+    expert: bool = True
+    """Whether its actions are the expert's, and not the student's."""
 
 
 ANSWERS: Final = (
     Answer(2, (4, 0, 7, END), True),
     Answer(1, (END,), True),
     Answer(3, (1, 8, 3, 3, 5), False),
-    Answer(1, (6, END), True),
+    Answer(1, (6, END), True, expert=False),
 )
-"""Of different lengths, one of them truncated, so that a mean of means is not the mean."""
+"""Of different lengths, one of them truncated, so that a mean of means is not the mean; one is the student's."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def laid_out(world: World, layout: Layout) -> tuple[Transitions, Int[Tensor, "N"
         place = slice(begin + a.prompt, begin + a.prompt + len(a.actions))
         ids[row, place] = labels[row, place] = torch.tensor(a.actions, dtype=torch.long)
         firsts.append(begin + a.prompt - 1)
-    table = transitions(labels, ids, torch.tensor([a.ended for a in answers], dtype=torch.bool))
+    flags = torch.tensor([(a.ended, a.expert) for a in answers], dtype=torch.bool).reshape(-1, 2)
+    table = transitions(labels, ids, flags[:, 0], flags[:, 1])
     starts = torch.tensor([world.starts()[i] for i in layout.order], dtype=torch.long)
     time = table.position - torch.tensor(firsts, dtype=torch.long)[table.sequence]
     return table, starts[table.sequence] + time
@@ -198,7 +201,7 @@ PLAIN: Final = Lay()
 
 
 def batch(world: World, composition: Composition, lay: Lay = PLAIN) -> tuple[TDBatch, Int[Tensor, "N"]]:
-    """A batch of the world, and the world's row of each of its rows."""
+    """A batch of the world, and the world's row of each of its rows. The target network is the student as it is."""
     subset, extraction = composition
     table, rows = laid_out(world, lay.layout or Layout(tuple(range(len(world.answers)))))
     teacher = teacher_view(world.teacher[rows], lay.spare, lay.holes)
@@ -207,7 +210,8 @@ def batch(world: World, composition: Composition, lay: Lay = PLAIN) -> tuple[TDB
     if lay.wide and not chosen.full:
         chosen = widened(chosen, lay.wide)
     blind = lay.blind and not chosen.full
-    return TDBatch(table, student, chosen, extraction, None if blind else teacher), rows
+    target = student_view(world.hidden.detach()[rows], world.weight.detach(), lay)
+    return TDBatch(table, student, chosen, extraction, None if blind else teacher, target), rows
 
 
 def teacher_view(logits: Tensor, spare: int = 0, holes: int = 0) -> DenseLogits:
@@ -240,6 +244,7 @@ def widened(subset: Subset, columns: int) -> Subset:
         torch.cat([subset.logprobs, subset.logprobs.new_zeros(n, columns)], 1),
         subset.mass,
         subset.added,
+        None if subset.weights is None else torch.cat([subset.weights, subset.weights.new_zeros(n, columns)], 1),
     )
 
 
@@ -257,11 +262,13 @@ class Tree:
         teacher: ``[S, W]`` logits of every prefix.
         world: sampled answers; their student logits are not used.
         state: ``[N]`` prefix of each row of the world.
+        prefixes: the number of each prefix, a row of ``teacher``.
     """
 
     teacher: Float[Tensor, "S W"]
     world: World
     state: Int[Tensor, "N"]
+    prefixes: dict[tuple[int, ...], int]
 
 
 TREE_WIDTH: Final = 6
@@ -277,16 +284,39 @@ def make_tree(samples: int = 96, seed: int = 1) -> Tree:
             for token in (t for t in range(TREE_WIDTH) if t != END):
                 prefixes.setdefault((*shorter, token), len(prefixes))
     teacher = torch.randn(len(prefixes), TREE_WIDTH, generator=generator, dtype=torch.float64) * 1.5
-    answers, states = [], []
+    answers, states = _walks(prefixes, teacher, samples, generator)
+    return _on_tree(teacher, prefixes, tuple(answers), states)
+
+
+def with_student(tree: Tree, student: Float[Tensor, "S W"], seed: int = 2) -> Tree:
+    """The tree with as many answers sampled from this table of student logits as it has of the expert's."""
+    generator = torch.Generator().manual_seed(seed)
+    expert = tuple(answer for answer in tree.world.answers if answer.expert)
+    states = tree.state[: sum(len(answer.actions) for answer in expert)].tolist()
+    own, more = _walks(tree.prefixes, student.detach(), len(expert), generator)
+    answers = (*expert, *(replace(answer, expert=False) for answer in own))
+    return _on_tree(tree.teacher, tree.prefixes, answers, states + more)
+
+
+def _walks(
+    prefixes: dict[tuple[int, ...], int], logits: Tensor, samples: int, generator: torch.Generator
+) -> tuple[list[Answer], list[int]]:
+    """Answers sampled from a table of logits, and the prefix of each of their rows."""
+    probs, answers, states = logits.softmax(1), [], []
     for _ in range(samples):
         prefix: tuple[int, ...] = ()
         while len(prefix) < TREE_DEPTH and END not in prefix:
             states.append(prefixes[prefix])
-            prefix = (*prefix, int(torch.multinomial(teacher[prefixes[prefix]].softmax(0), 1, generator=generator)))
+            prefix = (*prefix, int(torch.multinomial(probs[prefixes[prefix]], 1, generator=generator)))
         answers.append(Answer(1, prefix, True))
-    state = torch.tensor(states)
-    blank = torch.zeros(1)
-    return Tree(teacher, World(tuple(answers), teacher[state], blank, blank), state)
+    return answers, states
+
+
+def _on_tree(
+    teacher: Tensor, prefixes: dict[tuple[int, ...], int], answers: tuple[Answer, ...], states: list[int]
+) -> Tree:
+    state, blank = torch.tensor(states), torch.zeros(1)
+    return Tree(teacher, World(answers, teacher[state], blank, blank), state, prefixes)
 
 
 def rows_of(values: Sequence[float], other: Sequence[float]) -> str:

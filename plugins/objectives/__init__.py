@@ -16,5 +16,8 @@ def register_objectives(register: Register) -> None:
     register("total-variation", f"{here}.total_variation:TotalVariation")
     register("alpha-divergence", f"{here}.alpha_divergence:AlphaDivergence")
     register("iql", f"{here}.iql:IQL")
+    register("iql-released", f"{here}.iql_released:IQLReleased")
+    register("soft-q", f"{here}.soft_q:SoftQ")
+    register("ls-iq", f"{here}.ls_iq:LSIQ")
     register("minillm", f"{here}.minillm:MiniLLM")
     register("llmr", f"{here}.llmr:LLMR")

@@ -112,9 +112,9 @@ def test_the_raw_gauge_is_not_blind(world):
 
 def test_a_truncated_last_row_loses_its_chi_squared_term_only(world):
     terms = IQL(gauge="raw").terms(world.td(Full(), Softmax()))
-    assert terms.chi2[-1].item() == 0.0, "the third sequence is truncated"
+    assert terms.penalty[-1].item() == 0.0, "the third sequence is truncated"
     assert terms.imitation[-1].item() > 0.0
-    assert (terms.chi2[:-1] > 0).all()
+    assert (terms.penalty[:-1] > 0).all()
 
 
 def test_a_row_whose_action_the_subset_misses_does_not_count(world):
