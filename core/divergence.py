@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,8 @@ class Divergence(Objective):
     pi is the softmax of the student's logits at temperature 1. ``[N]`` terms, never negative, 0 only where the two
     agree; a ``weighted`` estimate is so on average, and may be negative in a state.
     """
+
+    family: ClassVar[str] = "divergence"
 
     tail: Literal["renormalise", "bucket", "weighted"] = Field(
         "bucket", description="what becomes of the mass outside the subset; weighted for subsets drawn with weights"
