@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
@@ -125,6 +126,118 @@ class Appends(Samples):
         return found
 
 
+class InRounds(Samples):
+    """The student's samples, which the broken sources with rounds vary: y ~ pi(. | x), x due.
+
+    References:
+        These tests.
+    """
+
+    @property
+    def on_policy(self) -> bool:
+        return True
+
+    @property
+    def period(self) -> int:
+        return 2
+
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        return self.marked(sources, [sources.rows[row].prompt for row in sources.due])
+
+    def marked(self, sources: Sources, prompts: list[list[int]]) -> list[Trajectory]:
+        return [replace(t, expert=False) for t in self.answered(sources.student, prompts, sources.seed)]
+
+
+@parametrize_with_checks([InRounds()])
+def test_the_healthy_source_with_rounds_passes(check):
+    check()
+
+
+class AllRows(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        return self.marked(sources, [row.prompt for row in sources.rows])
+
+
+class FirstRows(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        return self.marked(sources, [row.prompt for row in sources.rows[: len(sources.due)]])
+
+
+class KindByKind(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        even, odd = [r for r in sources.due if r % 2 == 0], [r for r in sources.due if r % 2]
+        return self.marked(sources, [sources.rows[row].prompt for row in even + odd])
+
+
+class StudentAsExpert(InRounds):
+    def marked(self, sources: Sources, prompts: list[list[int]]) -> list[Trajectory]:
+        return self.answered(sources.student, prompts, sources.seed)
+
+
+class TeacherAsStudent(Samples):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        return [replace(t, expert=False) for t in super().collect(sources)]
+
+
+class AllGiven(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        return [replace(t, given=len(t.prompt)) for t in super().collect(sources)]
+
+
+class WithoutLogprobs(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        found = super().collect(sources)
+        return [replace(t, response=Completion(t.response.tokens, t.response.ended)) for t in found]
+
+
+class LogprobsOfTheRest(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        found = super().collect(sources)
+        return [replace(t, response=replace(t.response, logprobs=t.response.logprobs[1:])) for t in found]
+
+
+class Probabilities(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        found = super().collect(sources)
+        return [replace(t, response=replace(t.response, logprobs=[0.5] * len(t.response.tokens))) for t in found]
+
+
+class KeepsTrajectories(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        found = super().collect(sources)
+        sources.memory["last"] = found[-1]
+        return found
+
+
+class KeepsTuples(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        found = super().collect(sources)
+        sources.memory["last"] = (found[-1].prompt, found[-1].response.tokens)
+        return found
+
+
+class KeepsBesides(InRounds):
+    _before: Any = PrivateAttr(default_factory=dict)
+
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        if sources.step == 0:
+            self._before.clear()
+        found = super().collect(sources)
+        found[0] = self._before.get("first", found[0])
+        self._before["first"] = found[0]
+        return found
+
+
+class LooksUndeclared(InRounds):
+    def collect(self, sources: Sources) -> list[Trajectory]:
+        sources.held_out_loss()
+        return super().collect(sources)
+
+
+class DoesNotLook(Samples):
+    holds_out: ClassVar[bool] = True
+
+
 class UntypedParameter(Samples):
     shares: Any = Field((0.5, 0.5), description="of teacher and data")  # YAML gives a list back
 
@@ -165,6 +278,20 @@ BROKEN: list[Broken] = [
     ("seed-counts", ConstantSeed(), r"a constant is passed instead of sources\.seed"),
     ("on-policy", StudentUndeclared(), "samples from the student, and on_policy is False"),
     ("on-policy", StudentUnused(), "doesn't sample from the student, and on_policy is True"),
+    ("row-order", FirstRows(), r"take sources\.rows\[row\] for each row in sources\.due"),
+    ("due", AllRows(), "gives 6 trajectories where 4 rows are due"),
+    ("due", KindByKind(), r"of the prompt \[5, 4, 7\] stands where \[4, 4, 6\] is due.*joined one after the other"),
+    ("expert", StudentAsExpert(), "is the student's and is marked expert=True"),
+    ("expert", TeacherAsStudent(), "is the expert's and is marked expert=False"),
+    ("given-tokens", AllGiven(), r"given is 3 in a response of \d tokens.*counts the prompt too"),
+    ("logprobs", WithoutLogprobs(), "has lost its log-probabilities: pass on the sampler's Completion"),
+    ("logprobs", LogprobsOfTheRest(), r"of (\d) tokens has \d log-probabilities.*cut or joined"),
+    ("logprobs", Probabilities(), "above 0 or not a number"),
+    ("memory", KeepsTrajectories(), "can't be written as JSON: .*Trajectory is not JSON serializable"),
+    ("memory", KeepsTuples(), "changes on its way through JSON.*holds a tuple"),
+    ("memory", KeepsBesides(), r"gives other trajectories.*keeps something outside sources\.memory"),
+    ("held-out", LooksUndeclared(), "reads the held-out loss, and holds_out is False"),
+    ("held-out", DoesNotLook(), "doesn't read the held-out loss, and holds_out is True"),
     ("sources-untouched", Appends(), "changes the rows that it was given: make new lists"),
 ]
 
