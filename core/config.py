@@ -128,6 +128,9 @@ class RunConfig(_Section):
     train: Training = Field(default_factory=Training)
     lm: PlainCorpus = Field(default_factory=PlainCorpus)
     evaluate: Evaluation = Field(default_factory=Evaluation)
+    sampler: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what samples a teacher that is sampled once, before training; vllm is an extra"
+    )
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Dtype = Field("auto", description="of the matrix products; auto: bfloat16 on a GPU, else float32")

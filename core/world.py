@@ -43,6 +43,7 @@ from distillzoo.core.registry import PART_KINDS, Registry
 from distillzoo.core.subset import ActionSubset
 from distillzoo.core.suite import Suite
 from distillzoo.core.trajectories import Completion, PromptRow, Sources, Trajectory, TrajectorySource
+from distillzoo.core.vllm import VllmSampler, check_vllm
 
 HOLD_OUT_SEED: Final = 0
 """The held-out rows don't depend on the run's seed: another seed must not evaluate on rows that were trained on."""
@@ -134,11 +135,25 @@ class World:
         objective.check(extraction)
         if objective.needs_student_rows and not trajectories.on_policy:
             raise UserError(
-                f"The objective {self.config.objective.name} needs the student's own trajectories beside the expert's, "
-                f"and the source {self.config.trajectories.name} gives none. Use one that samples from the student, "
-                f"such as mixture."
+                f"The objective {self.config.objective.name} needs the student's own trajectories, and the source "
+                f"{self.config.trajectories.name} gives none. Use one that samples from the student: student, or "
+                f"mixture for the expert's beside them."
             )
+        if self.config.sampler == "vllm":
+            self._check_vllm(trajectories)
         return subset, objective, extraction, trajectories
+
+    def _check_vllm(self, trajectories: TrajectorySource) -> None:
+        check_vllm()
+        if trajectories.period is not None:
+            raise UserError(
+                f"sampler 'vllm' samples from a teacher once, before training, and the source "
+                f"{self.config.trajectories.name} samples from the student as it learns. Use transformers."
+            )
+        if self.device.type != "cuda":
+            raise UserError(f"sampler 'vllm' needs a CUDA device, and this run is on {self.device.type}.")
+        if self.config.teacher.model.endswith(".gguf"):
+            raise UserError("sampler 'vllm' is not for a teacher in a GGUF file. Use transformers.")
 
     def load(self) -> None:
         """Read the data, then load both models; what is wrong shows before anything slow begins."""
@@ -293,13 +308,28 @@ class World:
             raise UserError("The trajectory source gave no response with a token in it: there is nothing to train on.")
         return usable
 
+    def _vllm(self, like: Generator) -> VllmSampler:
+        """vLLM with the settings of the ordinary sampler, in nine tenths of the memory that is free."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return VllmSampler(
+            model=like.model.name_or_path,
+            revision=self.config.teacher.revision,
+            trust_remote_code=self.config.teacher.trust_remote_code,
+            dtype=str(self.dtype).removeprefix("torch."),
+            memory=0.9 * free / total,
+            stops=like.stops,
+            suppressed=like.suppressed,
+            max_new_tokens=like.max_new_tokens,
+        )
+
     def sources(self) -> Sources:
         """What a trajectory source may draw on, with the student as it is when it is asked."""
         size = self.config.evaluate.batch_size
         sampler = self.generator(self.teacher, size)
         teacher = KeptSamples(
-            sampler,
+            self._vllm(sampler) if self.config.sampler == "vllm" else sampler,
             {
+                "sampler": self.config.sampler,
                 "teacher": self.teacher_hash,
                 "teacher_config": self.teacher.model.config.to_json_string(),
                 "tokenizer": tokenizer_hash(self.tokenizer),
