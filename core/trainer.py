@@ -94,7 +94,6 @@ class DistillTrainer(Trainer):
         self._collate, self._rounds, self._corpus = collator, rounds, corpus
         self._target: TargetNetwork | None = None
         if objective.target_update is not None:
-            self._refuse_sharding()
             self._target = TargetNetwork(student.backbone, objective.target_update)
             self.add_callback(_Follow(self._target))
         self._share = share_of(self.args, self.accelerator.process_index, self.accelerator.num_processes)
@@ -105,13 +104,6 @@ class DistillTrainer(Trainer):
         self._sizes: list[int] = []
         self.response_tokens = 0
         """Response tokens trained on, by this process until ``count_all_processes``."""
-
-    def _refuse_sharding(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError(
-                "An objective with a target network needs a whole copy of the student in each process, and this run "
-                "shards it (FSDP or DeepSpeed). Use plain data parallelism, or an objective without one."
-            )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The forward passes of an optimiser step, with all that spans them: counts, moments, the second corpus."""
