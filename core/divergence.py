@@ -107,7 +107,7 @@ class Divergence(Objective):
         if weights is not None:
             raise UserError(
                 f"The subset draws tokens with importance weights, which objective.tail={self.tail} would not count: "
-                f"add --set objective.tail=weighted."
+                f"set objective.tail to weighted."
             )
         log_p, log_q = renormalised(td) if self.tail == "renormalise" else bucketed(td)
         return DivergenceTerms(self.contributions(log_p, log_q).sum(1))

@@ -67,6 +67,14 @@ def top_k(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> 
     return Fault(what, f"{SUBSETS}.top_k", "TopK", old, new, caught_by, tuple(parameters.items()))
 
 
+def sampled(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    return Fault(what, f"{SUBSETS}.sampled", "Sampled", old, new, caught_by, tuple(parameters.items()))
+
+
+def student_top_k(what: str, old: str, new: str, *caught_by: str) -> Fault:
+    return Fault(what, f"{SUBSETS}.student_top_k", "StudentTopK", old, new, caught_by, (("k", 3),))
+
+
 def extraction(part: str, what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
     module = {"Softmax": "softmax", "ProjectedSoftmax": "projected_softmax", "Greedy": "greedy"}[part]
     return Fault(what, f"{EXTRACTIONS}.{module}", part, old, new, caught_by, tuple(parameters.items()))
@@ -139,6 +147,17 @@ FAULTS = [
     top_k("the rarest first", "Subset(actions.where(mask, 0), mask, logprobs.where(mask, 0.0), mass)",
           "Subset(actions.where(mask, 0).flip(1), mask.flip(1), logprobs.where(mask, 0.0).flip(1), mass)", "sorted",
           k=3),
+    sampled("a token that is drawn twice counted once", "weights = count /", "weights = 1.0 /", "weights", p=0.3),
+    sampled("the number of draws for their probability", "self.m * probs.gather(1, actions)",
+            "self.m + 0 * probs.gather(1, actions)", "weights", p=0.3),
+    sampled("a nucleus that weighs as much as its mass", "nucleus.mask.to(weights.dtype)",
+            "nucleus.mask / nucleus.mass[:, None]", "weights", p=0.3),
+    sampled("draws from an empty tail", "weights.where(some, 0.0)", "weights", "vocabulary-rows", p=1.0),
+    sampled("draws that are not declared", "return True", "return False", "deterministic", p=0.3),
+    student_top_k("the teacher's likeliest tokens", "student.top(", "teacher.top(", "student"),
+    student_top_k("the student's probabilities", "teacher.gather(actions) - teacher", "student.gather(actions) - "
+                  "student", "logprobs"),
+    student_top_k("a gradient to the teacher", "    @torch.no_grad()\n", "", "tables"),
     extraction("ProjectedSoftmax", "a temperature forgotten", "return self.temperature * q.log", "return q.log",
                "equivariant", temperature=0.5),
     extraction("ProjectedSoftmax", "normalised over the vocabulary", "- q.logsumexp(self.temperature)[:, None]",

@@ -375,11 +375,11 @@ def student(part: ActionSubset) -> None:
         )
 
 
-REPEATS: Final = 200
+REPEATS: Final = 1000
 """Draws of each state's set over which weights are averaged."""
 
-SLACK: Final = 2e-3
-"""Deviation of such an average, beside five standard errors, that isn't told from what a rarer draw would add."""
+SLACK: Final = 0.01
+"""Deviation of such an average, beside five standard errors, that tokens may add which were too rare to be drawn."""
 
 
 @check("subset")

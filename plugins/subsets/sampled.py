@@ -15,8 +15,9 @@ from distillzoo.core.subset import ActionSubset, Subset, listed
 class Sampled(ActionSubset):
     """The teacher's nucleus A_p(s), and m tokens drawn with replacement from its tail, with importance weights w:
 
-        b_1, ..., b_m ~ t(. | s) = pi_T(. | s) / (1 - pi_T(A_p | s)) outside A_p,    A(s) = A_p + {b_1, ..., b_m}
-        w(a) = 1 in A_p,    w(a) = |{i : b_i = a}| / (m t(a|s)) outside
+        t(a|s) = pi_T(a|s) / (1 - pi_T(A_p|s)) outside A_p(s),  b_1, ..., b_m ~ t(.|s)
+        A(s) = { a : a in A_p(s), or a = b_i for some i }
+        w(a) = 1 in A_p(s),  w(a) = |{ i : b_i = a }| / (m t(a|s)) outside
 
     so that sum_{a in A(s)} w(a) f(a) is unbiased for the sum of f over the vocabulary, for every f that is 0 where the
     teacher gives no probability. A divergence takes it with ``tail: weighted`` and is then, value and gradient, an

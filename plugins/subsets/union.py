@@ -14,7 +14,7 @@ from distillzoo.core.subset import ActionSubset, Subset, WholeVocabulary, listed
 class Union(ActionSubset):
     """The tokens of either of two subsets, each of them once:
 
-        A(s) = A_1(s) + A_2(s)
+        A(s) = { a : a in A_1(s) or a in A_2(s) }
 
     Say, the teacher's nucleus and what the student likes best: ``first: {name: top-p, p: 0.8}`` and
     ``second: {name: student-top-k, k: 8}``, or ``--set subset.first.name=top-p`` and so on. It asks the student's
@@ -28,8 +28,8 @@ class Union(ActionSubset):
 
     paper: ClassVar[str] = "distillzoo"
 
-    first: ActionSubset = Field(description="a subset, {name: ..., and its parameters}")
-    second: ActionSubset = Field(description="another one")
+    first: ActionSubset = Field(description="a subset: name, and its parameters")
+    second: ActionSubset = Field(description="another subset: name, and its parameters")
 
     @model_validator(mode="after")
     def _adds_the_action_itself(self) -> "Union":

@@ -8,6 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillzoo.core.divergence import NEVER, Divergence
+from distillzoo.core.errors import UserError
+from distillzoo.core.logits import DenseLogits
+from distillzoo.core.objective import TDBatch
+from distillzoo.core.subset import ActionSubset
 from distillzoo.plugins.extractions.softmax import Softmax
 from distillzoo.plugins.objectives.alpha_divergence import AlphaDivergence
 from distillzoo.plugins.objectives.forward_kl import ForwardKL
@@ -17,7 +21,10 @@ from distillzoo.plugins.objectives.skew_kl import SkewKL
 from distillzoo.plugins.objectives.skew_reverse_kl import SkewReverseKL
 from distillzoo.plugins.objectives.total_variation import TotalVariation
 from distillzoo.plugins.subsets.full import Full
+from distillzoo.plugins.subsets.sampled import Sampled
+from distillzoo.plugins.subsets.student_top_k import StudentTopK
 from distillzoo.plugins.subsets.top_p import TopP
+from distillzoo.plugins.subsets.union import Union
 from tests.plugins.worlds import World, make_world
 from tests.reference.losses import divergence, nucleus, softmax
 
@@ -121,3 +128,78 @@ def test_names_say_their_direction(registry):
     assert of(registry.get("objective", "reverse-kl")(), p, q) == pytest.approx(
         0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
     )
+
+
+def weighted(part: Divergence) -> Divergence:
+    return part.model_copy(update={"tail": "weighted"})
+
+
+DRAWS = 3000
+
+
+@pytest.mark.parametrize(
+    "subset", [Sampled(p=0.6, m=3), Union(first=Sampled(p=0.4, m=2), second=StudentTopK(k=2))], ids=str
+)
+@pytest.mark.parametrize(("name", "part", "weight"), CASES, ids=lambda c: str(c))
+def test_on_draws_with_weights_a_divergence_is_unbiased(world, name, part, weight, subset: ActionSubset):
+    """Value and gradient over many draws of each state, in standard errors from those over the vocabulary."""
+    logits = world.student.detach()
+    exact = logits.clone().requires_grad_()
+    world.hidden, world.weight = exact, torch.eye(logits.shape[1], dtype=torch.float64)
+    full = part.terms(world.td(Full(), Softmax())).divergence
+    (slope,) = torch.autograd.grad(full.sum(), exact)
+    many = logits.repeat(DRAWS, 1).requires_grad_()
+    teacher, student = DenseLogits(world.teacher.repeat(DRAWS, 1)), DenseLogits(many)
+    td = TDBatch(world.transitions, student, subset.choose(teacher, student), Softmax())
+    found = weighted(part).terms(td).divergence
+    (slopes,) = torch.autograd.grad(found.sum(), many)
+    for estimate, right in ((found.detach(), full.detach()), (slopes, slope)):
+        each = estimate.reshape(DRAWS, *right.shape)
+        error = each.std(0) / math.sqrt(DRAWS)
+        assert (error > 1e-6).any(), "there is something to draw"
+        assert ((each.mean(0) - right).abs() <= 5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize(("name", "part", "weight"), CASES, ids=lambda c: str(c))
+def test_with_nothing_left_to_draw_the_weighted_divergence_is_the_full_one(world, name, part, weight):
+    full = part.terms(world.td(Full(), Softmax())).divergence
+    torch.testing.assert_close(weighted(part).terms(world.td(Sampled(p=1.0), Softmax())).divergence, full)
+
+
+@pytest.mark.parametrize(("name", "part", "weight"), CASES, ids=lambda c: str(c))
+def test_the_weighted_gradient_is_that_of_the_value_lazy_or_dense(world, name, part, weight):
+    def value(hidden, weights, lazy=True):
+        torch.manual_seed(5)
+        world.hidden, world.weight = hidden, weights
+        return weighted(part).terms(world.td(Sampled(p=0.6, m=3), Softmax(), lazy=lazy)).divergence
+
+    leaves = (world.hidden, world.weight)
+    torch.testing.assert_close(value(*leaves), value(*leaves, lazy=False))
+    assert torch.autograd.gradcheck(value, leaves)
+
+
+def test_more_draws_make_the_estimate_better(world):
+    full = ForwardKL().terms(world.td(Full(), Softmax())).divergence
+    errors = []
+    for m in (1, 10, 100):
+        part = weighted(ForwardKL())
+        found = torch.stack([part.terms(world.td(Sampled(p=0.5, m=m), Softmax())).divergence for _ in range(100)])
+        errors.append((found - full).square().mean().item())
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.4)
+    assert errors[1] / errors[2] == pytest.approx(10, rel=0.4)
+
+
+def test_weights_are_neither_dropped_nor_made_up(world):
+    for tail in ("bucket", "renormalise"):
+        with pytest.raises(UserError, match=f"objective.tail={tail} would not count: set objective.tail to weighted"):
+            ForwardKL(tail=tail).terms(world.td(Sampled(), Softmax()))
+    with pytest.raises(UserError, match="this subset has none"):
+        ForwardKL(tail="weighted").terms(world.td(TopP(), Softmax()))
+    assert not ForwardKL(tail="weighted").never_negative, "an estimate may fall below 0 in a state"
+
+
+@settings(deadline=None, max_examples=60)
+@given(probabilities, probabilities)
+def test_no_token_makes_the_alpha_divergence_negative(p, q):
+    tables = (torch.tensor([x], dtype=torch.float64).log() for x in (p, q))
+    assert (AlphaDivergence(alpha=0.3).contributions(*tables) >= -1e-12).all()

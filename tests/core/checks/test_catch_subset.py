@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distillzoo.core.checks import parametrize_with_checks
 from distillzoo.core.logits import DenseLogits, LogitView
-from distillzoo.core.subset import ActionSubset, Subset
+from distillzoo.core.subset import ActionSubset, Subset, listed
 from tests.core.checks.catching import Broken, assert_caught, each
 
 END = 2
@@ -51,8 +51,69 @@ class Ranked(ActionSubset):
         return mask
 
 
-@parametrize_with_checks([Ranked()])
-def test_the_healthy_subset_passes(check):
+class Liked(Ranked):
+    """The student's k likeliest tokens: A_k(s) = {a_1, ..., a_k}, in tables [N, K].
+
+    References:
+        These tests.
+    """
+
+    @property
+    def needs_student(self) -> bool:
+        return True
+
+    def chosen(self, teacher: LogitView) -> Subset:
+        return self.choose(teacher, teacher)
+
+    def choose(self, teacher: LogitView, student: LogitView) -> Subset:
+        with torch.no_grad():
+            logits, actions = student.top(self.k, torch.arange(student.rows))
+            mask = logits > -math.inf
+            mask[:, 0] = True
+            return listed(actions, mask, teacher.gather(actions) - teacher.logsumexp()[:, None])
+
+
+class Drawn(Ranked):
+    """The k likeliest tokens, and m ~ pi_T of the others with their weights, in tables [N, K].
+
+    References:
+        These tests.
+    """
+
+    m: int = Field(3, ge=1, description="draws")
+
+    @property
+    def draws(self) -> bool:
+        return True
+
+    def chosen(self, teacher: LogitView) -> Subset:
+        sure = super().chosen(teacher)
+        logits = teacher.block(torch.arange(teacher.rows))
+        others = logits.scatter(1, sure.actions.where(sure.mask, sure.actions[:, :1]), -math.inf)
+        some = others.amax(1, keepdim=True) > -math.inf
+        probs = others.softmax(1).where(some, 1.0)
+        actions = self.drawn(probs)
+        logprobs = logits.gather(1, actions) - teacher.logsumexp()[:, None]
+        count = (actions[:, :, None] == actions[:, None]).sum(2)
+        return listed(
+            torch.cat([sure.actions, actions], 1),
+            torch.cat([sure.mask, some.expand_as(actions)], 1),
+            torch.cat([sure.logprobs, logprobs], 1),
+            torch.cat([self.weight_of_sure(sure), self.weight(count, probs.gather(1, actions), logprobs.exp())], 1),
+        )
+
+    def drawn(self, probs: Tensor) -> Tensor:
+        return probs.multinomial(self.m, replacement=True)
+
+    def weight_of_sure(self, sure: Subset) -> Tensor:
+        return sure.mask.to(sure.logprobs.dtype)
+
+    def weight(self, count: Tensor, proposal: Tensor, teacher: Tensor) -> Tensor:
+        return count / (self.m * proposal)
+
+
+@parametrize_with_checks([Ranked(), Liked(), Drawn()])
+def test_a_healthy_subset_passes(check):
     check()
 
 
@@ -272,6 +333,80 @@ class FixedWidthWhenCompiled(Ranked):
         return super().keep(logprobs)
 
 
+class IgnoresTheStudent(Liked):
+    def choose(self, teacher: LogitView, student: LogitView) -> Subset:
+        return super().choose(teacher, teacher)
+
+
+class UndeclaredStudent(Liked):
+    @property
+    def needs_student(self) -> bool:
+        return False
+
+
+class AttachedToTheStudent(Liked):
+    def choose(self, teacher: LogitView, student: LogitView) -> Subset:
+        found = super().choose(teacher, student)
+        mass = (student.gather(found.actions, found.mask) - student.logsumexp()[:, None]).exp().sum(1)
+        return Subset(found.actions, found.mask, found.logprobs, mass)
+
+
+class StudentsOrder(Liked):
+    def choose(self, teacher: LogitView, student: LogitView) -> Subset:
+        with torch.no_grad():
+            logits, actions = student.top(self.k, torch.arange(student.rows))
+            return table(actions, logits > -math.inf, teacher.gather(actions) - teacher.logsumexp()[:, None])
+
+
+class StudentsLogprobs(Liked):
+    def choose(self, teacher: LogitView, student: LogitView) -> Subset:
+        return super().choose(student, student)
+
+
+class UndeclaredDraws(Drawn):
+    @property
+    def draws(self) -> bool:
+        return False
+
+
+class Uniform(Drawn):
+    def drawn(self, probs: Tensor) -> Tensor:
+        return torch.ones_like(probs).multinomial(self.m, replacement=True)
+
+
+class WeightsOfAFixedSet(Ranked):
+    def chosen(self, teacher: LogitView) -> Subset:
+        found = super().chosen(teacher)
+        return Subset(found.actions, found.mask, found.logprobs, found.mass, weights=found.mask.double())
+
+
+class FlatWeights(Drawn):
+    def chosen(self, teacher: LogitView) -> Subset:
+        found = super().chosen(teacher)
+        assert found.weights is not None
+        return Subset(found.actions, found.mask, found.logprobs, found.mass, weights=found.weights.sum(1))
+
+
+class NoWeight(Drawn):
+    def weight(self, count: Tensor, proposal: Tensor, teacher: Tensor) -> Tensor:
+        return torch.zeros_like(proposal)
+
+
+class HeavySure(Drawn):
+    def weight_of_sure(self, sure: Subset) -> Tensor:
+        return super().weight_of_sure(sure) / sure.mass[:, None]
+
+
+class OneDraw(Drawn):
+    def weight(self, count: Tensor, proposal: Tensor, teacher: Tensor) -> Tensor:
+        return 1 / (self.m * proposal)  # a token drawn twice counts once
+
+
+class ProbabilityOverTheVocabulary(Drawn):
+    def weight(self, count: Tensor, proposal: Tensor, teacher: Tensor) -> Tensor:
+        return count / (self.m * teacher)
+
+
 BROKEN: list[Broken] = [
     ("round-trip", UntypedParameter(), "type has no YAML form"),
     ("picklable", LambdaParameter(), "a field holds a lambda"),
@@ -303,6 +438,19 @@ BROKEN: list[Broken] = [
     ("taken-action", IgnoresTheTaken(), "the taken action is missing: does the part replace with_action"),
     ("taken-action", AlwaysAddsTheTaken(), "include_action is not set and with_action changes the sets"),
     ("deterministic", NumpyDraw(), "comes from elsewhere than torch's generator"),
+    ("deterministic", UndeclaredDraws(), "under another seed.* draws tokens without saying so: return True from draws"),
+    ("student", IgnoresTheStudent(), "the same sets, and the part says needs_student"),
+    ("student", UndeclaredStudent(), "looks at the student, and the part doesn't say so"),
+    ("student", AttachedToTheStudent(), r"mass carries a gradient to the student: choose under torch\.no_grad"),
+    ("sorted", StudentsOrder(), "falling teacher probability"),
+    ("logprobs", StudentsLogprobs(), "the teacher's is"),
+    ("vocabulary-rows", Uniform(), "is drawn and has no token.* the draws are uniform"),
+    ("tables", FlatWeights(), r"weights has the shape \[12\] and should be \[12, "),
+    ("weights", WeightsOfAFixedSet(), "has weights and the part doesn't draw"),
+    ("weights", NoWeight(), "positive and finite, and 0 where the table is masked; one is 0"),
+    ("weights", HeavySure(), "listed in every draw has the weight .* and should have 1"),
+    ("weights", OneDraw(), r"on average, and over the vocabulary it is .* count / \(draws \* probability\)"),
+    ("weights", ProbabilityOverTheVocabulary(), "is not the one which the tokens were drawn with"),
     ("low-precision", MassByProduct(), "The mass changes in bfloat16.* summed in bfloat16"),
     ("compiles", FixedWidthWhenCompiled(), r"Under torch\.compile the values differ"),
 ]
