@@ -102,7 +102,7 @@ def watched(**metadata: Any) -> Any:
 
 TAKEN: Final = (
     "loss", "step", "support", "value", "subset_size", "subset_size_p95", "teacher_mass", "student_mass",
-    "action_inside",
+    "action_inside", "lm",
 )  # fmt: skip
 """Names in the logs that the trainer gives; no term may have one of them."""
 
