@@ -189,6 +189,13 @@ class UndeclaredTeacher(Cloning):
         return super().loss(td) * sure.exp().detach()
 
 
+class UndeclaredTarget(Cloning):
+    """The successor's value of a target network that nobody builds."""
+
+    def loss(self, td: TDBatch) -> Tensor:
+        return super().loss(td) + td.transitions.next_value(td.target.logsumexp()).square()
+
+
 class Weighted(Cloning):
     def loss(self, td: TDBatch) -> Tensor:
         return super().loss(td) * td.transitions.weight
@@ -337,6 +344,7 @@ BROKEN: list[Broken] = [
     ("masked-positions", WholeGraph(), "Positions outside the answer get a gradient"),
     ("teacher-constant", AttachedTeacher(), r"The teacher's logits get a gradient.* used without detach\(\)"),
     ("declared-teacher", UndeclaredTeacher(), r"reads td\.teacher, and needs_teacher_view\(\) is false"),
+    ("declared-target", UndeclaredTarget(), r"reads td\.target, and target_update is none"),
     ("weights", Weighted(), r"change with transitions\.weight"),
     ("lazy-logits", BlockOfLazy(), r"gradient changes .* block\(\), which has no gradient"),
     ("gradcheck", HeldWeight(), "a part of the loss is detached.* return True from stops_gradient"),
