@@ -119,7 +119,7 @@ def test_in_training_it_is_the_student_of_so_many_steps_ago(tmp_path, every, lag
 
 
 def test_a_resumed_training_goes_on_with_the_saved_target(tmp_path):
-    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    settings = {"device_batch": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}  # within an epoch
     trainer, straight = trainer_of(tmp_path, Lagging(every=2, rate=0.5), "full", **settings)
     trainer.train()
     again, resumed = trainer_of(tmp_path, Lagging(every=2, rate=0.5), "full", **settings)
