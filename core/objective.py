@@ -170,7 +170,8 @@ class Objective(Part):
 
     @property
     def stationary_at_teacher(self) -> bool:
-        """Whether the gradient vanishes in every row, whatever its action, where the student equals the teacher."""
+        """Whether the gradient vanishes in every state, whatever its action, where the student equals the teacher and
+        the policy lives on the subset."""
         return False
 
     @property
