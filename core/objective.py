@@ -145,6 +145,9 @@ class Objective(Part):
     of response tokens of the whole optimiser step and logs each term by its name.
     """
 
+    family: ClassVar[str] = "other"
+    """What kind of algorithm it makes, for lists: cloning, divergence, temporal difference, policy gradient."""
+
     needs_logprobs: ClassVar[bool] = False
     """Whether the objective trains through ``extraction.log_policy``."""
 

@@ -37,6 +37,12 @@ def test_conformance(check):
     check()
 
 
+def transitions(action: Tensor, successor: Tensor, sequence: Tensor) -> Transitions:
+    """The expert's actions, each of weight 1, whose probabilities when they were sampled are not known."""
+    row, one = torch.arange(len(action)), torch.ones(len(action)).double()
+    return Transitions(action, successor, sequence, row, one, torch.ones_like(row, dtype=torch.bool), one * math.nan)
+
+
 def batch(
     student: Tensor,
     teacher: Tensor,
@@ -45,8 +51,7 @@ def batch(
     actions: Tensor = ACTIONS,
     successor: Tensor = SUCCESSOR,
 ) -> TDBatch:
-    row = torch.arange(len(actions))
-    table = Transitions(actions, successor, torch.zeros_like(row), row, torch.ones(len(row)).double())
+    table = transitions(actions, successor, torch.zeros_like(actions))
     view = DenseLogits(teacher)
     chosen = subset.with_action(subset.select(view), view, actions)
     return TDBatch(
@@ -204,8 +209,7 @@ def tree(subset: ActionSubset) -> tuple[Tensor, Tensor, Transitions, Tensor]:
     first = {states[s]: row for row, (s, _) in reversed(list(enumerate(visits)))}
     after = [first.get((*states[s], a), TERMINAL) if a != END else TERMINAL for s, a in visits]
     state, action = torch.tensor(visits).T
-    row = torch.arange(len(visits))
-    table = Transitions(action, torch.tensor(after), state, row, torch.ones(len(visits)).double())
+    table = transitions(action, torch.tensor(after), state)
     outside = torch.ones_like(teacher, dtype=torch.bool).scatter(1, found.actions, ~found.mask)
     return teacher, state, table, teacher.masked_fill(outside, -INF).softmax(1)
 
