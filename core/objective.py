@@ -189,7 +189,7 @@ class Objective(Part):
 
     @property
     def needs_student_rows(self) -> bool:
-        """Whether the objective needs the student's own trajectories beside the expert's."""
+        """Whether the objective needs the student's own trajectories, alone or beside the expert's."""
         return False
 
     @property

@@ -51,6 +51,10 @@ class Trajectory:
     given: int = 0
 
 
+def _absent(*args: object) -> Any:
+    raise RuntimeError("These Sources were made without that: give them the sampler that the source asks.")
+
+
 def _only_in_rounds(source: object) -> Any:
     raise RuntimeError("Sources.once is for sources with a period: one without collects everything at once itself.")
 
@@ -101,17 +105,17 @@ class Sources:
     """Samples from the teacher; what it sampled once is kept on disk and read again when nothing changed."""
     student: Sampler
     """Samples from the student as it is now, with log-probabilities."""
-    mixed: MixedSampler
-    """Samples from a mixture of the teacher and the student as it is now, with log-probabilities."""
-    beginnings: BeginningSampler
-    """Beginnings of the student's responses, with log-probabilities."""
-    endings: EndingSampler
-    """The teacher's endings of such beginnings, with log-probabilities. They are not kept on disk: the student's
-    beginnings never come again."""
-    held_out_loss: Callable[[], float]
-    """Mean -log pi of the student as it is now on reference answers that are kept out of the training, nats a token."""
     seed: int
     """Another one each time that a source is asked, and in each process."""
+    mixed: MixedSampler = _absent
+    """Samples from a mixture of the teacher and the student as it is now, with log-probabilities."""
+    beginnings: BeginningSampler = _absent
+    """Beginnings of the student's responses, with log-probabilities."""
+    endings: EndingSampler = _absent
+    """The teacher's endings of such beginnings, with log-probabilities. They are not kept on disk: the student's
+    beginnings never come again."""
+    held_out_loss: Callable[[], float] = _absent
+    """Mean -log pi of the student as it is now on reference answers that are kept out of the training, nats a token."""
     due: Sequence[int] = ()
     """Rows of the prompts whose turn it is: a source with a ``period`` returns a trajectory for each, in order."""
     step: int = 0

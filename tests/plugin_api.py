@@ -22,7 +22,9 @@ SURFACE: dict[str, tuple[str, ...]] = {
     "core/returns.py": ("to_go",),
     "core/divergence.py": ("NEVER", "kl", "relative_entropy", "DivergenceTerms", "Divergence"),
     "core/extraction.py": ("Decoding", "PolicyExtraction"),
-    "core/trajectories.py": ("Completion", "PromptRow", "Trajectory", "Sampler", "MixedSampler", "Sources", "TrajectorySource"),
+    "core/trajectories.py": (
+        "Completion", "PromptRow", "Trajectory", "Sampler", "MixedSampler", "Sources", "TrajectorySource",
+    ),
     "core/metric.py": ("Evaluated", "Metric"),
     "core/suite.py": ("Suite",),
     "core/recipe.py": ("Recipe",),

@@ -41,7 +41,7 @@ OBJECTIVES, SUBSETS, EXTRACTIONS, SOURCES = (
 )
 
 
-DIVERGENCE, PREFIXES = "distillzoo.core.divergence", "distillzoo.core.prefixes"
+DIVERGENCE, PREFIXES, TEMPORAL = (f"distillzoo.core.{module}" for module in ("divergence", "prefixes", "temporal"))
 
 
 def nll(what: str, old: str, new: str, *caught_by: str) -> Fault:
@@ -50,6 +50,11 @@ def nll(what: str, old: str, new: str, *caught_by: str) -> Fault:
 
 def iql(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
     return Fault(what, f"{OBJECTIVES}.iql", "IQL", old, new, caught_by, tuple(parameters.items()))
+
+
+def temporal(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
+    """A fault in what the temporal-difference objectives share, seen on inverse soft-Q learning."""
+    return Fault(what, f"{OBJECTIVES}.iql", "IQL", old, new, caught_by, tuple(parameters.items()), TEMPORAL)
 
 
 def kl(what: str, old: str, new: str, *caught_by: str, **parameters: Any) -> Fault:
@@ -97,23 +102,25 @@ FAULTS = [
     nll("rows weighed twice", "* td.counts", "* td.counts * td.transitions.weight", "weights"),
     nll("the student detached", "-td.extraction.log_policy(td.q, action)[:, 0]",
         "-td.extraction.log_policy(td.q, action)[:, 0].detach()", "terms"),
-    iql("the sign of chi-squared flipped", "reward.square() /", "-reward.square() /", "never-negative"),
+    iql("the sign of chi-squared flipped", "lambda x: x.square() /", "lambda x: -x.square() /", "never-negative"),
     iql("the sign of the imitation term flipped", "(td.value - td.q_action)", "(td.q_action - td.value)",
         "never-negative", "learns", alpha=5.0),
-    iql("a mean over the wrong axis", "reward.square() /", "reward.square().mean() /", "terms"),
-    iql("the next row taken for the successor", "td.transitions.next_value(v)", "v.roll(-1)", "batch-order"),
-    iql("a truncated answer taken for an ended one", "torch.where(td.transitions.known, reward, 0.0)", "reward",
-        "truncation"),
-    iql("a gradient stopped in silence", "next_value(v)", "next_value(v.detach())", "gradcheck"),
-    iql("the level subtracted from Q only", "td.value - level", "td.value", "gauge"),
-    iql("a level of the whole batch", "else td.q.max()", "else td.q.max() * 0 + td.q.max().max()", "batch-split",
-        gauge="subset-max"),
-    iql("a batch column taken for a time", "self.gamma * td", "self.gamma ** td.transitions.position * td",
-        "padding-side"),
-    iql("divided by the head's columns", "(4 * self.alpha)", "(4 * self.alpha * td.student.size)", "vocabulary-rows"),
+    iql("a mean over the wrong axis", "lambda x: x.square() /", "lambda x: x.square().mean() /", "batch-split"),
+    temporal("the next row taken for the successor", "td.transitions.next_value(value)", "value.roll(-1)",
+             "batch-order"),
+    temporal("a truncated answer taken for an ended one", "td.transitions.known & (td.counts > 0)", "td.counts > 0",
+             "truncation"),
+    temporal("a gradient stopped in silence", "next_value(value)", "next_value(value.detach())", "gradcheck"),
+    temporal("the level subtracted from Q only", "taken - level, value - level", "taken - level, value", "gauge"),
+    temporal("a level of the whole batch", "else q.max()", "else q.max() * 0 + q.max().max()", "batch-split",
+             gauge="subset-max"),
+    temporal("a batch column taken for a time", "q - self.gamma * td", "q - self.gamma ** td.transitions.position * td",
+             "padding-side"),
+    iql("divided by the head's columns", "x_less_phi(self.divergence, self.alpha)",
+        "x_less_phi(self.divergence, self.alpha * td.student.size)", "vocabulary-rows"),
     iql("the teacher read undeclared", "td.q_action) * td.counts", "td.q_action) * td.counts * td.teacher.rows "
         "/ len(td.transitions)", "declared-teacher"),
-    iql("another constant each time", "imitation = (", "import random\n        imitation = random.random() * (",
+    iql("another constant each time", "imitation=self", "imitation=__import__('random').random() * self",
         "deterministic"),
     kl("a teacher that gets gradient", "td.student.rowwise(self._whole, td.teacher)",
        "self._whole(td.student.logits, td.teacher.logits)", "teacher-constant"),
