@@ -51,7 +51,7 @@ class Trajectory:
     given: int = 0
 
 
-def _absent(*args: object) -> Any:
+def _absent(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("These Sources were made without that: give them the sampler that the source asks.")
 
 

@@ -62,9 +62,8 @@ def value_of(part: PolicyExtraction, q: SubsetQ) -> Tensor:
     found = part.value(q)
     if found.shape != (q.view.rows,):
         raise CheckFailed(
-            f"value has the shape {list(found.shape)} and should be [N] = [{q.view.rows}]. Most likely "
-            f"a reduction over "
-            f"the wrong axis: actions are dim=1."
+            f"value has the shape {list(found.shape)} and should be [N] = [{q.view.rows}]. Most likely a reduction "
+            "over the wrong axis: actions are dim=1."
         )
     return found
 
@@ -165,9 +164,8 @@ def support_declared(part: PolicyExtraction) -> None:
     if not same_value or not close(first, second, atol=1e-7):
         role = "logits outside the subset change" if part.on_subset else "the subset changes"
         raise CheckFailed(
-            f"on_subset is {part.on_subset}, and {role} the value or the policy. Most likely the "
-            f"reduction goes through "
-            f"q.view where q is meant, or the other way round; or on_subset says the wrong thing."
+            f"on_subset is {part.on_subset}, and {role} the value or the policy. Most likely the reduction goes "
+            "through q.view where q is meant, or the other way round; or on_subset says the wrong thing."
         )
 
 
@@ -219,9 +217,8 @@ def row_by_row(part: PolicyExtraction) -> None:
             q = q_of(one, subset)
             if not close(whole[pick], value_of(part, q)) or not close(policy[pick], probabilities(part, q)):
                 raise CheckFailed(
-                    f"Value or policy of row {row} are others alone than in a batch. Most likely a maximum or a "
-                    f"sum runs "
-                    f"over the rows (dim=0)."
+                    f"Value or policy of row {row} are others alone than in a batch. Most likely a maximum or a sum "
+                    "runs over the rows (dim=0)."
                 )
 
 

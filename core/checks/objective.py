@@ -123,9 +123,8 @@ def table_padding(objective: Objective) -> None:
 def vocabulary_rows(objective: Objective) -> None:
     """Vocabulary rows without a token change nothing."""
     mistake = (
-        "the number of columns of the head, or of the view, enters the terms, or 0 * -inf is not "
-        "kept from becoming NaN "
-        "where neither model has a token"
+        "the number of columns of the head, or of the view, enters the terms, or 0 * -inf is not kept from becoming "
+        "NaN where neither model has a token"
     )
     unchanged(objective, Lay(spare=4), "when rows without a token are added to the vocabulary", mistake)
     unchanged(objective, Lay(holes=2), "when ids without a token are added to the vocabulary", mistake)
@@ -228,11 +227,10 @@ def gradcheck(objective: Objective) -> None:
             td, _ = batch(replace(world, hidden=hidden, weight=weight), composition, Lay(lazy=True))
             return total(evaluate(objective, td))
 
-        if not torch.autograd.gradcheck(value, (world.hidden, world.weight), raise_exception=False):
+        if not torch.autograd.gradcheck(value, (world.hidden, world.weight), raise_exception=False, fast_mode=True):
             raise CheckFailed(
-                "The gradient is not that of the value. Most likely a part of the loss is detached; where "
-                "that is meant "
-                "(a target that is held fixed), return True from stops_gradient."
+                "The gradient is not that of the value. Most likely a part of the loss is detached; where that is "
+                "meant (a target that is held fixed), return True from stops_gradient."
             )
 
 
@@ -273,9 +271,8 @@ def infinite_logits(objective: Objective) -> None:
         loss, found = _on(objective, world, teacher, student, composition)
         if not bool(torch.isfinite(loss).all()) or not bool(torch.isfinite(found).all()):
             raise CheckFailed(
-                "A token with the logit -inf in both models makes the loss or its gradient infinite or "
-                "NaN. Most likely "
-                "0 * -inf: use torch.where before multiplying."
+                "A token with the logit -inf in both models makes the loss or its gradient infinite or NaN. Most "
+                "likely 0 * -inf: use torch.where before multiplying."
             )
         teacher = world.teacher.clone()
         teacher[:, 0] = math.inf
@@ -320,9 +317,8 @@ def short_answers(objective: Objective) -> None:
                 ) from error
             if not bool(torch.isfinite(loss).all()):
                 raise CheckFailed(
-                    f"The loss of a batch of {len(order)} answer(s) of one token is {loss.tolist()}. Most "
-                    f"likely a mean "
-                    f"over no rows, or a successor that isn't there."
+                    f"The loss of a batch of {len(order)} answer(s) of one token is {loss.tolist()}. Most likely a "
+                    "mean over no rows, or a successor that isn't there."
                 )
 
 

@@ -162,9 +162,8 @@ def sorted_(part: ActionSubset) -> None:
             right = sorted(tokens, key=lambda a: (-float(logits[row, a]), a))
             if tokens != right:
                 raise CheckFailed(
-                    f"Row {row} holds {tokens} and should hold {right}: falling teacher probability, the lower "
-                    f"id first "
-                    f"among equals. Most likely torch.topk or an unstable sort broke a tie: use teacher.top()."
+                    f"Row {row} holds {tokens} and should hold {right}: falling teacher probability, the lower id "
+                    "first among equals. Most likely torch.topk or an unstable sort broke a tie: use teacher.top()."
                 )
         if bool((subset.mask[:, 1:] & ~subset.mask[:, :-1]).any()):
             raise CheckFailed("A masked entry stands before an action: padding comes last in a row.")

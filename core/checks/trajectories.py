@@ -76,7 +76,7 @@ class World:
 
     def sources(self, seed: int) -> Sources:
         return Sources(
-            self.rows, self.teacher, self.student, self._mixed, self._beginnings, self._endings, self._held_out, seed
+            self.rows, self.teacher, self.student, seed, self._mixed, self._beginnings, self._endings, self._held_out
         )
 
     def _mixed(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
@@ -216,9 +216,8 @@ def end_flag(part: TrajectorySource) -> None:
         tokens = t.response.tokens
         if tokens and t.response.ended != (tokens[-1] == END):
             raise CheckFailed(
-                f"The response {tokens} is marked ended={t.response.ended}, and {END} is the "
-                f"end-of-sequence action. A cut "
-                f"response must not count as ended: keep the sampler's flag."
+                f"The response {tokens} is marked ended={t.response.ended}, and {END} is the end-of-sequence action. "
+                "A cut response must not count as ended: keep the sampler's flag."
             )
         if END in tokens[:-1]:
             raise CheckFailed(f"The response {tokens} goes on after the end-of-sequence action: cut it there.")
@@ -235,9 +234,8 @@ def row_order(part: TrajectorySource) -> None:
         )
     if _counted(one) != _counted(other):
         raise CheckFailed(
-            "Other trajectories come out when the prompts stand in another order. Most likely a draw a "
-            "prompt takes its "
-            "number from the row's place: draw from the seed and the prompt."
+            "Other trajectories come out when the prompts stand in another order. Most likely a draw a prompt takes "
+            "its number from the row's place: draw from the seed and the prompt."
         )
 
 

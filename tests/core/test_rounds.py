@@ -76,7 +76,7 @@ def never(*_: Any) -> Any:
 
 def some(rows: int = 5) -> Sources:
     prompts = [PromptRow([10 + i], [Completion([20 + i, 2], True)]) for i in range(rows)]
-    return Sources(prompts, never, never, never, never, never, never, seed=0)
+    return Sources(prompts, never, never, 0)
 
 
 def rounds(

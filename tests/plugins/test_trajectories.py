@@ -71,7 +71,7 @@ def world(due: Any, rows: int = 5, samplers: Samplers | None = None, **changes: 
         PromptRow([10 + i], [Completion([60 + j, 10 + i, END], True) for j in range(1 + i % 3)]) for i in range(rows)
     ]
     sources = Sources(
-        prompts, made.teacher, made.student, made.mixed, made.beginnings, made.endings, made.held_out_loss, seed=3
+        prompts, made.teacher, made.student, 3, made.mixed, made.beginnings, made.endings, made.held_out_loss
     )
     return made, replace(sources, due=due, once=Once(sources), **changes)
 
