@@ -22,8 +22,9 @@ HELD_OUT: Final = 0.05
 """Share of the training rows that is held out for evaluation where no validation data are given."""
 
 ALPACA: Final = (
-    f"Below is an instruction that describes a task{with_input}. Write a response that appropriately completes the "
-    f"request.\n\n### Instruction:\n{instruction}\n\n{input_part}### Response:\n"
+    "Below is an instruction that describes a task{with_input}. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n{input_part}### Response:\n"
 )
 
 
