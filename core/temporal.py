@@ -3,55 +3,16 @@
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from distillzoo.core.objective import Objective, TargetUpdate, TDBatch
+from distillzoo.core.returns import accumulated
 from distillzoo.core.subset import SubsetQ
-from distillzoo.core.transitions import Transitions
 
 Pair = tuple[Float[Tensor, "N"], Float[Tensor, "N"]]
 """Q(s,a) of the taken action and V(s)."""
-
-
-def accumulated(
-    table: Transitions, x: Float[Tensor, "N"], counted: Bool[Tensor, "N"], factor: float, steps: int
-) -> Float[Tensor, "N"]:
-    """Discounted sums along each sequence, y_t = sum over k < steps of factor^k x_{t+k}.
-
-    A sum ends with its sequence, and before the first row that doesn't count; a row that doesn't count gives 0. The
-    rows are joined by doubling, in log2(steps) gathers.
-
-    Args:
-        table: the transitions, whose ``successor`` is followed.
-        x: what is summed, in nats.
-        counted: the rows that enter.
-        factor: weight of a row against the one before it.
-        steps: number of rows in a sum; with ``len(table)`` it runs to the end.
-    """
-    x = torch.where(counted, x, 0.0)
-    after = table.successor.clamp(min=0)
-    after = torch.where((table.successor >= 0) & counted & counted[after], table.successor, -1)
-    total, cursor = torch.zeros_like(x), torch.arange(len(table), device=x.device)  # the sum so far, its next row
-    block, leap = x, after  # the sum over the next 2^i rows, and the row behind them
-    reach, weight, left = factor, 1.0, min(steps, len(table))
-    while left:
-        if left & 1:
-            total = total + weight * _at(block, cursor)
-            cursor, weight = _follow(leap, cursor), weight * reach
-        block = block + reach * _at(block, leap)
-        leap, reach, left = _follow(leap, leap), reach * reach, left >> 1
-    return total
-
-
-def _at(values: Float[Tensor, "N"], row: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """The values at the given rows, 0 for row -1."""
-    return torch.where(row >= 0, values[row.clamp(min=0)], 0.0)
-
-
-def _follow(leap: Int[Tensor, "N"], row: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
-    return torch.where(row >= 0, leap[row.clamp(min=0)], -1)
 
 
 class TemporalDifference(Objective):
@@ -127,8 +88,8 @@ class TemporalDifference(Objective):
     def along(self, td: TDBatch, x: Float[Tensor, "N"], counted: Bool[Tensor, "N"]) -> Float[Tensor, "N"]:
         """The sum of x over the path that ``steps`` and ``trace`` ask for; 0 for a row that doesn't count."""
         if self.trace == 0.0:
-            return accumulated(td.transitions, x, counted, self.gamma, self.steps)
-        return accumulated(td.transitions, x, counted, self.gamma * self.trace, len(td.transitions))
+            return accumulated(td.transitions, x, self.gamma, counted, self.steps)
+        return accumulated(td.transitions, x, self.gamma * self.trace, counted)
 
 
 class FixedTarget(Objective):

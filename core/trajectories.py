@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pydantic import Field
+
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.part import Part
 
@@ -149,3 +151,29 @@ class TrajectorySource(Part):
     @abstractmethod
     def collect(self, sources: Sources) -> list[Trajectory]:
         """The trajectories to train on: all of them, or with a ``period`` one for each row that is due, in order."""
+
+
+class OnPolicySource(TrajectorySource):
+    """Base of the sources that sample with the student as it is, round by round."""
+
+    every: int = Field(1, ge=1, description="optimiser steps from one round of sampling to the next")
+    temperature: float = Field(1.0, ge=0, description="of the sampling; 0 for the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the sampling")
+
+    @property
+    def on_policy(self) -> bool:
+        return True
+
+    @property
+    def period(self) -> int:
+        return self.every
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the tokens are drawn."""
+        return Decoding(self.temperature, self.top_p)
+
+    def sampled(self, prompts: Sequence[list[int]], sources: Sources) -> list[Trajectory]:
+        """A response of the student to each prompt."""
+        answers = sources.student(prompts, self.decoding, sources.seed)
+        return [Trajectory(p, answer, "student", expert=False) for p, answer in zip(prompts, answers, strict=True)]

@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from distillzoo.core.divergence import NEVER
-from distillzoo.core.objective import LossTerms, Objective, TDBatch, term, watched
-from distillzoo.core.returns import to_go
-from distillzoo.core.subset import ActionSubset
+from distillzoo.core.objective import LossTerms, TDBatch, term, watched
+from distillzoo.core.returns import PolicyGradient, accumulated
 from distillzoo.core.transitions import UNKNOWN
 
 
@@ -28,7 +27,7 @@ class LLMRTerms(LossTerms):
     """rho."""
 
 
-class LLMR(Objective):
+class LLMR(PolicyGradient):
     """REINFORCE on the student's own samples with the reward that makes the teacher's logits a Q function.
 
     With f(s,a) = z_T(s,a) - mean_v z_T(s,v), the teacher's logits centred over the tokens that exist,
@@ -54,7 +53,6 @@ class LLMR(Objective):
     """
 
     paper: ClassVar[str] = "arXiv:2409.12500"
-    family: ClassVar[str] = "policy gradient"
     known_failures: ClassVar[Mapping[str, str]] = {
         "learns": "it seeks the largest return, on the student's samples, and not the teacher's distribution"
     }
@@ -67,27 +65,12 @@ class LLMR(Objective):
     def examples(cls) -> Sequence["LLMR"]:
         return [cls(), cls(next_value="softmax", scale=5.0, clip=2.0)]
 
-    @property
-    def gauge_free(self) -> bool:
-        return True
-
-    @property
-    def stops_gradient(self) -> bool:
-        return True
-
-    @property
-    def needs_student_rows(self) -> bool:
-        return True
-
-    def needs_teacher_view(self, subset: ActionSubset) -> bool:
-        return True
-
     def terms(self, td: TDBatch) -> LLMRTerms:
         table = td.transitions
-        log_pi = td.q_action - td.student.logsumexp()
-        importance = torch.where(table.behaviour.isnan(), 1.0, (log_pi.detach() - table.behaviour).exp())
+        log_pi = self.log_policy(td)
+        importance = self.importance(td, log_pi.detach())
         reward = self._reward(td)
-        weight = importance * to_go(table, reward) / self.scale
+        weight = importance * accumulated(table, reward) / self.scale
         if self.clip is not None:
             weight = weight.clamp(-self.clip, self.clip)
         return LLMRTerms(reinforce=-log_pi * weight, reward=reward, importance=importance)
@@ -98,7 +81,7 @@ class LLMR(Objective):
         mean = teacher.rowwise(_mean)
         taken = (teacher.select(table.action) - mean).clamp(min=NEVER)
         value = (teacher.max() if self.next_value == "max" else teacher.rowwise(_expected)) - mean
-        whole = to_go(table, (table.successor == UNKNOWN).to(taken.dtype)) == 0
+        whole = accumulated(table, (table.successor == UNKNOWN).to(taken.dtype)) == 0
         return torch.where(whole, taken - table.next_value(value), 0.0)
 
 

@@ -9,10 +9,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core.divergence import NEVER
-from distillzoo.core.objective import LossTerms, Objective, TDBatch, term, watched
-from distillzoo.core.returns import to_go
-from distillzoo.core.subset import ActionSubset
+from distillzoo.core.divergence import NEVER, relative_entropy
+from distillzoo.core.objective import LossTerms, TDBatch, term, watched
+from distillzoo.core.returns import PolicyGradient, accumulated
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class MiniLLMTerms(LossTerms):
     """rho."""
 
 
-class MiniLLM(Objective):
+class MiniLLM(PolicyGradient):
     """Reverse KL of whole answers, KL(pi(y|x) || pi_T(y|x)), by policy gradient on the student's own samples.
 
     With the reward of the student as it is, without gradient,
@@ -67,7 +66,6 @@ class MiniLLM(Objective):
     """
 
     paper: ClassVar[str] = "arXiv:2306.08543"
-    family: ClassVar[str] = "policy gradient"
     known_failures: ClassVar[Mapping[str, str]] = {
         "truncation": "the divergence is that of the answers up to the length limit, so what follows it has no reward"
     }
@@ -90,38 +88,20 @@ class MiniLLM(Objective):
         return True
 
     @property
-    def gauge_free(self) -> bool:
-        return True
-
-    @property
-    def stops_gradient(self) -> bool:
-        return True
-
-    @property
-    def needs_student_rows(self) -> bool:
-        return True
-
-    @property
     def whitens(self) -> bool:
-        return True
-
-    def needs_teacher_view(self, subset: ActionSubset) -> bool:
         return True
 
     def returns(self, td: TDBatch) -> Float[Tensor, "N"]:
         table = td.transitions
-        reward = (_log_ratio(td, _log_policy(td).detach()) / self.reward_scale).clamp(
-            -self.reward_clip, self.reward_clip
-        )
-        found = to_go(table, reward, self.gamma)
+        reward = _log_ratio(td, self.log_policy(td).detach()) / self.reward_scale
+        found = accumulated(table, reward.clamp(-self.reward_clip, self.reward_clip), self.gamma)
         if self.length_normalise:
-            found = found / to_go(table, torch.ones_like(found))
+            found = found / accumulated(table, torch.ones_like(found))
         return table.next_value(found) if self.first_reward == "next" else found
 
     def terms(self, td: TDBatch) -> MiniLLMTerms:
-        log_pi = _log_policy(td)
-        behaviour = td.transitions.behaviour
-        importance = (log_pi - torch.where(behaviour.isnan(), log_pi.detach(), behaviour)).exp()
+        log_pi = self.log_policy(td)
+        importance = self.importance(td, log_pi)
         # a deviation of 0, as of a single token, must not blow the rounding of the mean up
         scale = (td.moments.deviation**2 + 1e-8) ** 0.5
         advantage = (self.returns(td) - td.moments.mean) / scale
@@ -134,16 +114,10 @@ class MiniLLM(Objective):
         )
 
 
-def _log_policy(td: TDBatch) -> Float[Tensor, "N"]:
-    """log pi(a|s), the softmax of the student's logits."""
-    return td.q_action - td.student.logsumexp()
-
-
 def _log_ratio(td: TDBatch, log_pi: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     teacher = (td.teacher.select(td.transitions.action) - td.teacher.logsumexp()).detach()
     return teacher.clamp(min=NEVER) - log_pi
 
 
 def _reverse_kl(student: Float[Tensor, "n V"], teacher: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-    log_pi = student.log_softmax(1).clamp(min=NEVER)
-    return (log_pi.exp() * (log_pi - teacher.log_softmax(1).clamp(min=NEVER))).sum(1)
+    return relative_entropy(student.log_softmax(1).clamp(min=NEVER), teacher.log_softmax(1).clamp(min=NEVER)).sum(1)

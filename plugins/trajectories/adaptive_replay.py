@@ -6,15 +6,14 @@ from typing import Any, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
-from distillzoo.core.extraction import Decoding
 from distillzoo.core.registry import installed
-from distillzoo.core.trajectories import Completion, Sources, Trajectory, TrajectorySource
+from distillzoo.core.trajectories import Completion, OnPolicySource, Sources, Trajectory, TrajectorySource
 
 RISE: Final = 0.1
 """What is added to the threshold."""
 
 
-class AdaptiveReplay(TrajectorySource):
+class AdaptiveReplay(OnPolicySource):
     """Offline responses, and with a growing probability phi the student's own, new or replayed.
 
     With u ~ U(0, 1) for each response, at step t of T:
@@ -43,9 +42,6 @@ class AdaptiveReplay(TrajectorySource):
     epsilon: float = Field(0.1, ge=0, description="rise of the held-out loss, nats a token, that raises phi")
     check_every: int = Field(100, ge=1, description="optimiser steps between two looks at the held-out loss")
     capacity: int = Field(1000, ge=1, description="responses in the buffer")
-    every: int = Field(1, ge=1, description="optimiser steps from one round of sampling to the next")
-    temperature: float = Field(1.0, ge=0, description="of the student's sampling; 0 for the likeliest token")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the student's sampling")
 
     @model_validator(mode="after")
     def _collected_once(self) -> Self:
@@ -59,16 +55,8 @@ class AdaptiveReplay(TrajectorySource):
         return [cls(offline=dataset, check_every=1), cls(offline=dataset, initial=0.7, capacity=4)]
 
     @property
-    def on_policy(self) -> bool:
-        return True
-
-    @property
     def holds_out(self) -> bool:
         return True
-
-    @property
-    def period(self) -> int:
-        return self.every
 
     def collect(self, sources: Sources) -> list[Trajectory]:
         draw = random.Random(f"adaptive-replay {sources.seed}")
@@ -80,7 +68,8 @@ class AdaptiveReplay(TrajectorySource):
         for place, u in enumerate(draws):
             if u < fresh or (u < phi and len(buffer) + len(own) < self.capacity):
                 own.append(place)
-        new = dict(zip(own, self._sampled(own, sources), strict=True))
+        prompts = [sources.rows[sources.due[place]].prompt for place in own]
+        new = dict(zip(own, self.sampled(prompts, sources) if own else [], strict=True))
         found = []
         for place, (row, u) in enumerate(zip(sources.due, draws, strict=True)):
             if place in new:
@@ -92,13 +81,6 @@ class AdaptiveReplay(TrajectorySource):
             else:
                 found.append(draw.choice(offline[row]))
         return found
-
-    def _sampled(self, places: Sequence[int], sources: Sources) -> list[Trajectory]:
-        if not places:
-            return []
-        prompts = [sources.rows[sources.due[place]].prompt for place in places]
-        answers = sources.student(prompts, Decoding(self.temperature, self.top_p), sources.seed)
-        return [Trajectory(p, answer, "student", expert=False) for p, answer in zip(prompts, answers, strict=True)]
 
     def _threshold(self, sources: Sources) -> float:
         """phi at this step; ``memory`` holds it with the remembered loss and the step of the last look."""

@@ -6,11 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from distillzoo.core.extraction import Decoding
-from distillzoo.core.trajectories import Completion, Sources, Trajectory, TrajectorySource
+from distillzoo.core.trajectories import Completion, OnPolicySource, Sources, Trajectory
 
 
-class StudentPrefix(TrajectorySource):
+class StudentPrefix(OnPolicySource):
     """The student writes a beginning and the teacher the rest, which is what there is to learn.
 
         y_1, ..., y_k ~ pi,    y_{k+1}, y_{k+2}, ... ~ pi_T(. | x, y_1, ..., y_k),    k ~ U{0, ..., prefix}
@@ -33,29 +32,17 @@ class StudentPrefix(TrajectorySource):
 
     prefix: int = Field(16, ge=1, description="most tokens that the student writes")
     fixed: bool = Field(False, description="k = prefix each time instead of a random length")
-    every: int = Field(1, ge=1, description="optimiser steps from one round of sampling to the next")
-    temperature: float = Field(1.0, ge=0, description="of both models' sampling; 0 for the likeliest token")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of both models' sampling")
 
     @classmethod
     def examples(cls) -> Sequence["StudentPrefix"]:
         return [cls(), cls(prefix=2, fixed=True)]
 
-    @property
-    def on_policy(self) -> bool:
-        return True
-
-    @property
-    def period(self) -> int:
-        return self.every
-
     def collect(self, sources: Sources) -> list[Trajectory]:
         draw = random.Random(f"student-prefix {sources.seed}")
         prompts = [sources.rows[row].prompt for row in sources.due]
         lengths = [self.prefix if self.fixed else draw.randint(0, self.prefix) for _ in prompts]
-        decoding = Decoding(self.temperature, self.top_p)
-        begun = [_open(b) for b in sources.beginnings(prompts, decoding, sources.seed, lengths)]
-        ends = sources.endings(prompts, [b.tokens for b in begun], decoding, draw.getrandbits(31))
+        begun = [_open(b) for b in sources.beginnings(prompts, self.decoding, sources.seed, lengths)]
+        ends = sources.endings(prompts, [b.tokens for b in begun], self.decoding, draw.getrandbits(31))
         return [
             Trajectory(prompt, _joined(beginning, end), "student-prefix", given=len(beginning.tokens))
             for prompt, beginning, end in zip(prompts, begun, ends, strict=True)

@@ -14,7 +14,7 @@ from distillzoo.core.config import resolve
 from distillzoo.core.errors import UserError
 from distillzoo.core.logits import DenseLogits
 from distillzoo.core.objective import Moments, TDBatch
-from distillzoo.core.returns import to_go
+from distillzoo.core.returns import accumulated
 from distillzoo.core.subset import WholeVocabulary
 from distillzoo.core.world import World as LoadedWorld
 from distillzoo.plugins.extractions.softmax import Softmax
@@ -135,7 +135,7 @@ def test_returns_to_go_equal_a_double_loop(lengths, discount):
         own = reward[start : start + length].tolist()
         expected += [sum(discount ** (u - t) * own[u] for u in range(t, length)) for t in range(length)]
         start += length
-    assert to_go(table, reward, discount).tolist() == pytest.approx(expected)
+    assert accumulated(table, reward, discount).tolist() == pytest.approx(expected)
 
 
 TOKENS, END, DEPTH = 3, 2, 3
@@ -269,7 +269,7 @@ def test_llmr_telescopes_to_the_value_and_the_advantages_to_come(world, next_val
     value = f.amax(1) if next_value == "max" else (f.softmax(1) * f).sum(1)
     reward = LLMR(next_value=next_value).terms(world.td(Full(), Softmax())).reward
     taken = f.gather(1, world.transitions.action[:, None])[:, 0]
-    found, expected = to_go(world.transitions, reward), value + to_go(world.transitions, taken - value)
+    found, expected = accumulated(world.transitions, reward), value + accumulated(world.transitions, taken - value)
     ended = torch.tensor(ENDED)[world.transitions.sequence]
     torch.testing.assert_close(found[ended], expected[ended])
 
@@ -279,7 +279,7 @@ def test_along_the_teachers_likeliest_answer_llmrs_return_is_the_value(world):
     reward = LLMR().terms(world.td(Full(), Softmax())).reward
     f = world.teacher - world.teacher.mean(1, keepdim=True)
     ended = torch.tensor(ENDED)[world.transitions.sequence]
-    torch.testing.assert_close(to_go(world.transitions, reward)[ended], f.amax(1)[ended])
+    torch.testing.assert_close(accumulated(world.transitions, reward)[ended], f.amax(1)[ended])
 
 
 def test_a_truncated_answer_does_not_count_in_llmr(world):

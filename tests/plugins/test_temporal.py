@@ -13,8 +13,8 @@ from torch import Tensor
 from distillzoo.core.errors import UserError
 from distillzoo.core.logits import DenseLogits
 from distillzoo.core.objective import Objective, TargetUpdate, TDBatch
+from distillzoo.core.returns import accumulated
 from distillzoo.core.subset import ActionSubset
-from distillzoo.core.temporal import accumulated
 from distillzoo.plugins.extractions.projected_softmax import ProjectedSoftmax
 from distillzoo.plugins.objectives.forward_kl import ForwardKL
 from distillzoo.plugins.objectives.iql import IQL, x_less_phi
@@ -108,14 +108,14 @@ def test_accumulated_is_the_loop_along_each_sequence(sequences, seed, factor, st
             total += weight * x[at].item()
             at, weight = int(table.successor[at]), weight * factor
         expected.append(total)
-    torch.testing.assert_close(accumulated(table, x, counted, factor, steps).tolist(), expected)
+    torch.testing.assert_close(accumulated(table, x, factor, counted, steps).tolist(), expected)
 
 
 def test_what_does_not_count_may_be_infinite():
     table = chain((3,), (True,), torch.zeros(3, dtype=torch.long))
     x = torch.tensor([1.0, math.inf, 2.0])
     counted = torch.tensor([True, False, True])
-    assert accumulated(table, x, counted, 0.5, 3).tolist() == [1.0, 0.0, 2.0]
+    assert accumulated(table, x, 0.5, counted, 3).tolist() == [1.0, 0.0, 2.0]
 
 
 IQL_MODES = [
