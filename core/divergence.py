@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distillzoo.core.errors import UserError
+from distillzoo.core.extraction import PolicyExtraction
 from distillzoo.core.objective import LossTerms, Objective, TDBatch, term
 from distillzoo.core.subset import ActionSubset
 
@@ -80,6 +81,23 @@ class Divergence(Objective):
     def needs_teacher_view(self, subset: ActionSubset) -> bool:
         return not subset.needs_teacher
 
+    @property
+    def counts_weights(self) -> bool:
+        return self.tail == "weighted"
+
+    def check(self, subset: ActionSubset, extraction: PolicyExtraction) -> None:
+        """Refuse a composition that cannot train, or that would be something else than it seems.
+
+        Raises:
+            UserError: the subset has importance weights and ``tail`` is not ``weighted``, or the other way round.
+        """
+        super().check(subset, extraction)
+        if self.tail == "weighted" and not subset.weighted:
+            raise UserError(
+                f"objective.tail=weighted counts the importance weights of a subset that is drawn at random, and "
+                f"{type(subset).__name__} has none. Use objective.tail=bucket, or a subset such as sampled."
+            )
+
     @abstractmethod
     def contributions(self, log_p: Float[Tensor, "n K"], log_q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         """What each action adds to D, from the teacher's and the student's log-probabilities, action by action.
@@ -89,26 +107,12 @@ class Divergence(Objective):
         """
 
     def terms(self, td: TDBatch) -> DivergenceTerms:
-        """D of each state.
-
-        Raises:
-            UserError: the subset has importance weights and ``tail`` is not ``weighted``, or the other way round.
-        """
+        """D of each state."""
         if td.subset.full:
             return DivergenceTerms(td.student.rowwise(self._whole, td.teacher))
-        weights = td.subset.weights
         if self.tail == "weighted":
-            if weights is None:
-                raise UserError(
-                    "objective.tail=weighted counts the importance weights of a subset that is drawn at random, and "
-                    "this subset has none. Use objective.tail=bucket, or a subset that draws tokens."
-                )
-            return DivergenceTerms((weights * self.contributions(*over_vocabulary(td))).sum(1))
-        if weights is not None:
-            raise UserError(
-                f"The subset draws tokens with importance weights, which objective.tail={self.tail} would not count: "
-                f"set objective.tail to weighted."
-            )
+            assert td.subset.weights is not None, "check() refuses a subset without weights"
+            return DivergenceTerms((td.subset.weights * self.contributions(*over_vocabulary(td))).sum(1))
         log_p, log_q = renormalised(td) if self.tail == "renormalise" else bucketed(td)
         return DivergenceTerms(self.contributions(log_p, log_q).sum(1))
 
@@ -124,7 +128,8 @@ def over_vocabulary(td: TDBatch) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N
 
 def renormalised(td: TDBatch) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
     """Log-probabilities of teacher and student, renormalised on the subset; ``NEVER`` where masked."""
-    log_p = td.subset.logprobs - td.subset.mass.log()[:, None]
+    listed = td.subset.logprobs.masked_fill(~td.subset.mask, float("-inf"))
+    log_p = td.subset.logprobs - listed.logsumexp(1, keepdim=True)  # the mass itself may round to 0
     log_q = td.q.values - td.q.logsumexp()[:, None]
     return _masked(log_p, td), _masked(log_q, td)
 

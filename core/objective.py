@@ -189,7 +189,12 @@ class Objective(Part):
 
     @property
     def needs_student_rows(self) -> bool:
-        """Whether the objective needs the student's own trajectories, alone or beside the expert's."""
+        """Whether the objective cannot do without the student's own trajectories."""
+        return False
+
+    @property
+    def needs_expert_rows(self) -> bool:
+        """Whether the objective sets the expert's trajectories against the student's, so that it needs both."""
         return False
 
     @property
@@ -206,12 +211,24 @@ class Objective(Part):
         """What an objective that ``whitens`` wants the moments of. Called without gradient before the step."""
         raise NotImplementedError
 
-    def check(self, extraction: PolicyExtraction) -> None:
-        """Refuse a composition that cannot train.
+    @property
+    def counts_weights(self) -> bool:
+        """Whether ``terms`` counts the importance weights of a subset that has them."""
+        return False
+
+    def check(self, subset: ActionSubset, extraction: PolicyExtraction) -> None:
+        """Refuse a composition that cannot train, or that would be something else than it seems.
 
         Raises:
-            UserError: the objective trains through log-probabilities and the extraction has none.
+            UserError: the objective trains through log-probabilities and the extraction has none, or the subset has
+                importance weights and the objective doesn't count them.
         """
+        if subset.weighted and not self.counts_weights:
+            raise UserError(
+                f"The subset {type(subset).__name__} draws tokens with importance weights, which the objective "
+                f"{type(self).__name__} would not count. Use a divergence with objective.tail=weighted, or a subset "
+                f"such as top-p."
+            )
         if self.needs_logprobs and not extraction.has_logprobs:
             raise UserError(
                 f"The objective trains through the policy's log-probabilities, and the extraction "

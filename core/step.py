@@ -89,6 +89,10 @@ class Distillation(nn.Module):
         self._subset, self._objective, self._extraction = subset, objective, extraction
         self._no_split_modules = getattr(student.model, "_no_split_modules", None)
 
+    def train(self, mode: bool = True) -> "Distillation":
+        """Never: under dropout the student would be another policy than the one that sampled and that is compared."""
+        return super().train(False)
+
     def forward(self, asked: Asked, text: PlainText | None = None, only_returns: bool = False) -> StepResult | Tensor:
         """The sum of the loss over the batch's rows, in nats, and what is to be logged.
 
@@ -149,7 +153,7 @@ class Distillation(nn.Module):
         if td.subset.full:
             return {"value": td.value} if "value" in vars(td) else {}  # not worth a pass over the vocabulary
         rows = torch.randperm(len(td.transitions), device=td.student.device)[:MASS_ROWS]
-        inside = td.q.logsumexp(weighted=False)[rows] - td.student.logsumexp(rows)
+        inside = td.q.logsumexp()[rows] - td.student.logsumexp(rows)
         return {
             "value": td.value,
             "subset_size": td.subset.size.float(),

@@ -26,9 +26,8 @@ class Subset:
 
     With weights w, the sum over the listed tokens a of w(a) f(a) has the sum of f over the vocabulary as its mean over
     the draws, for every f that is 0 where the teacher gives no probability. A token that is listed in every draw has
-    the weight 1. Divergences with ``tail: weighted`` and ``SubsetQ.logsumexp`` count the weights. ``mass``, ``size``,
-    ``SubsetQ.values`` and all that is computed from them (maxima, sparse policies) are about the listed tokens as they
-    are.
+    the weight 1. Only an objective that ``counts_weights`` works on such a subset. ``mass``, ``size`` and all of
+    ``SubsetQ`` are about the listed tokens as they are.
     """
 
     full: bool = False
@@ -161,20 +160,11 @@ class SubsetQ:
             self._values = self.view.gather(self.subset.actions, self.subset.mask)
         return self._values
 
-    def logsumexp(self, temperature: float = 1.0, weighted: bool = True) -> Float[Tensor, "N"]:
-        """log of the sum over A(s) of exp(z(s, a) / temperature).
-
-        Args:
-            temperature: the logits are divided by it.
-            weighted: count each token by its weight, if the subset has weights. The sum is then unbiased for that over
-                the vocabulary; its log is consistent in the number of draws and low on average (Jensen).
-        """
+    def logsumexp(self, temperature: float = 1.0) -> Float[Tensor, "N"]:
+        """log of the sum over A(s) of exp(z(s, a) / temperature)."""
         if self.subset.full:
             return self.view.tempered_logsumexp(temperature)
-        scaled = self.values / temperature
-        if weighted and self.subset.weights is not None:
-            scaled = scaled + self.subset.weights.log()
-        return scaled.masked_fill(~self.subset.mask, float("-inf")).logsumexp(1)
+        return (self.values / temperature).masked_fill(~self.subset.mask, float("-inf")).logsumexp(1)
 
     def max(self) -> Float[Tensor, "N"]:
         """max over A(s) of z(s, a)."""
@@ -190,8 +180,8 @@ class ActionSubset(Part):
 
     A subset implements ``select``, which sees the teacher's logits only and works row by row. One that looks at the
     student's too says so by ``needs_student`` and implements ``choose``; it must not depend on their gradient. One
-    that draws tokens at random, with torch's generator, says so by ``draws``, and gives ``Subset.weights`` where its
-    sums are to stand for those over the vocabulary.
+    that draws tokens at random, with torch's generator, says so by ``draws``. Where its sums are to stand for those
+    over the vocabulary it is ``weighted`` and gives ``Subset.weights``.
     """
 
     @property
@@ -208,6 +198,11 @@ class ActionSubset(Part):
     @property
     def draws(self) -> bool:
         """Whether the sets are drawn at random, so that the same states may get others in the next call."""
+        return False
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the sets come with importance weights."""
         return False
 
     include_action: bool = Field(False, description="add the taken action where the set misses it")

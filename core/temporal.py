@@ -92,20 +92,25 @@ class TemporalDifference(Objective):
         return accumulated(td.transitions, x, self.gamma * self.trace, counted)
 
 
-class FixedTarget(Objective):
-    """Base of the objectives whose target, written with a bar, is held fixed: no gradient flows through it.
+class FixedTarget(TemporalDifference):
+    """Base of those whose target, written with a bar, is held fixed: no gradient flows through it.
 
     ``stop-gradient`` takes it from the student itself, ``network`` from a copy that follows the student slowly
     (arXiv:1509.02971), which costs the student's memory and one more forward pass.
     """
-
-    family: ClassVar[str] = "temporal difference"
 
     target: Literal["stop-gradient", "network"] = Field(
         "stop-gradient", description="where the successor's value is from"
     )
     target_every: int = Field(1, ge=1, description="optimiser steps between two updates of the target network")
     target_rate: float = Field(0.005, gt=0, le=1, description="share of the way to the student, at each update")
+
+    def held_fixed(self, td: TDBatch) -> Pair:
+        """Q(s,a) and V(s) for the target, in the gauge. No gradient."""
+        if self.target == "network":
+            return self.barred(SubsetQ(td.target, td.subset), td)
+        q, v = self.student(td)
+        return q.detach(), v.detach()
 
     @property
     def stops_gradient(self) -> bool:

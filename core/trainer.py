@@ -135,7 +135,6 @@ class DistillTrainer(Trainer):
     @torch.no_grad()
     def _measure(self, passes: list[dict[str, Any]]) -> None:
         """The moments of the objective's returns over all passes and processes; what the teacher said is kept."""
-        self.model.eval()  # dropout would draw random numbers before a resumed run has restored their state
         found = []
         for one in passes:
             one["asked"] = self._ask(self._prepare_inputs(one["batch"]))

@@ -139,6 +139,16 @@ class TrajectorySource(Part):
         return False
 
     @property
+    def expert_rows(self) -> bool:
+        """Whether some of the trajectories are the expert's (the data's or the teacher's)."""
+        return True
+
+    @property
+    def student_rows(self) -> bool:
+        """Whether some of the trajectories are the student's."""
+        return False
+
+    @property
     def holds_out(self) -> bool:
         """Whether the source reads ``held_out_loss``: a share of the training rows is then kept out of the training."""
         return False
@@ -162,6 +172,14 @@ class OnPolicySource(TrajectorySource):
 
     @property
     def on_policy(self) -> bool:
+        return True
+
+    @property
+    def expert_rows(self) -> bool:
+        return False
+
+    @property
+    def student_rows(self) -> bool:
         return True
 
     @property

@@ -132,13 +132,17 @@ class World:
         subset, objective, extraction, trajectories = (
             build_part(self.registry, self.config, kind) for kind in PART_KINDS
         )
-        objective.check(extraction)
-        if objective.needs_student_rows and not trajectories.on_policy:
-            raise UserError(
-                f"The objective {self.config.objective.name} needs the student's own trajectories, and the source "
-                f"{self.config.trajectories.name} gives none. Use one that samples from the student: student, or "
-                f"mixture for the expert's beside them."
-            )
+        objective.check(subset, extraction)
+        for needed, given, whose in (
+            (objective.needs_student_rows, trajectories.student_rows, "the student's own"),
+            (objective.needs_expert_rows, trajectories.expert_rows, "the expert's"),
+        ):
+            if needed and not given:
+                raise UserError(
+                    f"The objective {self.config.objective.name} needs {whose} trajectories, and the source "
+                    f"{self.config.trajectories.name}, as it is set, gives none. Use student for the student's own, "
+                    f"dataset or teacher for the expert's, or mixture for both."
+                )
         if self.config.sampler == "vllm":
             self._check_vllm(trajectories)
         return subset, objective, extraction, trajectories
@@ -301,7 +305,7 @@ class World:
     def collect(self) -> list[Trajectory]:
         """The trajectories of the configured source."""
         sources = self.sources()
-        with self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"), _one_first(self.device):
+        with self.reporter.stage(f"collecting trajectories ({self.config.trajectories.name})"):
             trajectories = self.parts[3].collect(sources)
         usable = [t for t in trajectories if t.response.tokens]
         if not usable:
@@ -326,7 +330,7 @@ class World:
         """What a trajectory source may draw on, with the student as it is when it is asked."""
         size = self.config.evaluate.batch_size
         sampler = self.generator(self.teacher, size)
-        teacher = KeptSamples(
+        kept = KeptSamples(
             self._vllm(sampler) if self.config.sampler == "vllm" else sampler,
             {
                 "sampler": self.config.sampler,
@@ -344,6 +348,10 @@ class World:
             self.reporter.notice,
         )
         student = replace(self.generator(self.student, size), with_logprobs=True)
+
+        def teacher(prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
+            with _one_first(self.device):
+                return kept(prompts, decoding, seed)
 
         def mixed(prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
             return replace(student, mixture=Mixture(self.teacher, share))(prompts, decoding, seed)

@@ -54,7 +54,7 @@ def fitting(objective: Objective) -> list[Composition]:
     fits = []
     for subset, extraction in COMPOSITIONS:
         try:
-            objective.check(extraction)
+            objective.check(subset, extraction)
         except UserError:
             continue
         fits.append((subset, extraction))

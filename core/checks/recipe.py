@@ -81,9 +81,9 @@ def resolves(recipe: RecipeFile) -> None:
         except UserError as error:
             raise CheckFailed(f"The settings for '{family}' don't resolve: {error}") from None
     for which, config in configs.items():
-        _, objective, extraction, _ = parts_of(recipe, config)
+        subset, objective, extraction, _ = parts_of(recipe, config)
         try:
-            objective.check(extraction)
+            objective.check(subset, extraction)
         except UserError as error:
             raise CheckFailed(f"The parts of {which} don't fit: {error}") from None
 

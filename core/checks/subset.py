@@ -388,6 +388,12 @@ def weights(part: ActionSubset) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             subset = chosen(part, DenseLogits(logits.repeat(REPEATS, 1)))
+        if part.weighted != (subset.weights is not None):
+            has = "has none" if part.weighted else "has them"
+            raise CheckFailed(
+                f"weighted is {part.weighted} and the subset {has}: by what the part declares a run refuses objectives "
+                f"that don't count weights."
+            )
         if subset.weights is None:
             continue
         if not part.draws:

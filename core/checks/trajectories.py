@@ -289,6 +289,12 @@ def expert(part: TrajectorySource) -> None:
                 f"The response {t.response.tokens} is the {whose}'s and is marked expert={t.expert}. Objectives tell "
                 f"the expert's actions from the student's by that mark."
             )
+        if not (part.expert_rows if t.expert else part.student_rows):
+            kind = "expert" if t.expert else "student"
+            raise CheckFailed(
+                f"A trajectory is marked expert={t.expert}, and {kind}_rows is False: by that a run refuses objectives "
+                f"that need such trajectories."
+            )
 
 
 @check("trajectories")

@@ -76,7 +76,8 @@ def _axes(registry: Registry, entry: Entry) -> dict[str, str]:
         subset, objective, _, source = (build_part(registry, config, kind) for kind in PART_KINDS)
     except UserError as error:
         return {"unusable": str(error)}
-    full = objective.needs_teacher_view(subset) or (config.lm.weight > 0 and config.lm.teacher_share > 0)
+    full = objective.needs_teacher_view(subset) or subset.needs_student
+    full = full or (config.lm.weight > 0 and config.lm.teacher_share > 0)
     return {
         "policy": "on" if source.on_policy else "off",
         "trajectories": config.trajectories.name,

@@ -60,8 +60,6 @@ class AdvantageWeighted(PolicyExtraction):
         if q.subset.full:
             return q.view.rowwise(lambda z, t: (t.log_softmax(1) + z / self.beta).logsumexp(1), _teacher(q))
         scaled = q.values / self.beta + q.subset.logprobs
-        if q.subset.weights is not None:
-            scaled = scaled + q.subset.weights.log()
         return scaled.masked_fill(~q.subset.mask, -math.inf).logsumexp(1)
 
     def _prior(self, q: SubsetQ, actions: Int[Tensor, "N M"]) -> Float[Tensor, "N M"]:

@@ -46,7 +46,7 @@ class EpsilonSmoothed(PolicyExtraction):
         return torch.where(held, pi * (logits.masked_fill(~held, 0.0) + surprise), 0.0).sum(1)
 
     def log_policy(self, q: SubsetQ, actions: Int[Tensor, "N M"]) -> Float[Tensor, "N M"]:
-        log_soft = q.view.gather(actions) - q.logsumexp(weighted=False)[:, None]
+        log_soft = q.view.gather(actions) - q.logsumexp()[:, None]
         if self.epsilon == 0.0:
             return log_soft
         return self._policy(log_soft, q.subset.size).log()

@@ -41,7 +41,7 @@ class Mellowmax(PolicyExtraction):
 
     def value(self, q: SubsetQ) -> Float[Tensor, "N"]:
         count = q.subset.size.clamp(min=1).to(torch.float64).log()
-        soft = q.logsumexp(1 / self.omega, weighted=False)
+        soft = q.logsumexp(1 / self.omega)
         return (soft - count.to(soft.dtype)) / self.omega
 
     def log_policy(self, q: SubsetQ, actions: Int[Tensor, "N M"]) -> Float[Tensor, "N M"]:

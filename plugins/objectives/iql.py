@@ -45,11 +45,11 @@ class IQL(TemporalDifference):
         hellinger  x / (1 + x)
         js         log(2 - exp(-x))
         kl         1 - exp(-x)
-        tv         min(x, 1/2)
+        tv         x where |x| <= 1/2, 1/2 above
         none       x
 
-    The slope of hellinger, js and kl grows without bound towards small x; from the point where it is 4 on they go on as
-    their tangent, so that phi is concave and finite everywhere.
+    The slope of hellinger, js and kl grows without bound towards small x, and tv is -inf below -1/2; from the point
+    where the slope would pass 4 they go on with that slope, so that phi is concave and finite everywhere.
 
     ``samples`` says where E[ V(s) - gamma V(s') ] is from; for a policy's own states it is a telescoping sum:
 
@@ -136,6 +136,10 @@ class IQL(TemporalDifference):
         return self.samples == "mixed"
 
     @property
+    def needs_expert_rows(self) -> bool:
+        return self.samples == "mixed"
+
+    @property
     def _centred(self) -> bool:
         return self.centre == "teacher" and self.divergence != "none"
 
@@ -183,8 +187,7 @@ class IQL(TemporalDifference):
             return (td.value - td.q_action) * td.counts
         if td.subset.full:
             return td.value - td.student.rowwise(_mean, td.teacher)
-        teacher = td.subset.logprobs if td.subset.weights is None else td.subset.logprobs + td.subset.weights.log()
-        return td.value - _mean(td.q.values, teacher.masked_fill(~td.subset.mask, -math.inf))
+        return td.value - _mean(td.q.values, td.subset.logprobs.masked_fill(~td.subset.mask, -math.inf))
 
 
 def _mean(q: Float[Tensor, "n K"], teacher: Float[Tensor, "n K"]) -> Float[Tensor, "n"]:
@@ -215,6 +218,6 @@ def x_less_phi(divergence: str, alpha: float) -> Function:
         return psi
     return {
         "chi2": lambda x: x.square() / (4 * alpha),
-        "tv": lambda x: (x - 0.5).clamp(min=0),
+        "tv": lambda x: (x - 0.5).clamp(min=0) + (STEEPEST - 1) * (-0.5 - x).clamp(min=0),
         "none": torch.zeros_like,
     }[divergence]

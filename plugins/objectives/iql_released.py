@@ -32,7 +32,7 @@ class IQLReleased(Objective):
     With z the student's logits and m(s) = 1 for a state whose action is an ordinary token, 0 where it is the
     end-of-sequence token, which that program takes for padding,
 
-        Q = max( z - max_v z, q_min ),    pihat(a|s) proportional to softmax(Q)(a) 1[a in A(s)] / p + epsilon
+        Q = max( z - max_v z, q_min ),    pihat(a|s) proportional to softmax(Q)(a) 1[a in A(s)] + epsilon
         V(s) = m(s) sum_v pihat(v|s) ( Q(s,v) - log pihat(v|s) )
         R(s,v) = 1[v in A(s)] Q(s,v) - gamma V(s')
         L(s) = m(s) { V(s) - gamma V(s') - mean_v R(s,v) + mean_v R(s,v)^2 / (4 alpha) }
@@ -49,7 +49,8 @@ class IQLReleased(Objective):
     Differs from the program:
         1. It divides by its own number of rows, those with m(s) = 1 and a successor; here the trainer divides by all
            response tokens of the optimiser step.
-        2. epsilon is not in the release.
+        2. epsilon is not in the release. There the probabilities are divided by p before it is added, which only makes
+           it a p-th of what it is here.
 
     References:
         The program released with arXiv:2505.20335.
@@ -64,7 +65,6 @@ class IQLReleased(Objective):
 
     gamma: float = Field(0.99, ge=0, le=1, description="discount of the successor's value")
     alpha: float = Field(0.1, gt=0, description="chi-squared strength is 1 / (4 alpha)")
-    p: float = Field(0.8, gt=0, le=1, description="what the policy is divided by; the p of the subset top-p")
     epsilon: float = Field(1e-6, gt=0, description="added to every token's probability before normalising")
     q_min: float = Field(-10.0, lt=0, description="floor of Q below its maximum")
 
@@ -90,7 +90,7 @@ class IQLReleased(Objective):
         held = self._held(td)
         log_total = td.student.rowwise(lambda z: self._floored(z).masked_fill(~held, -math.inf).logsumexp(1))
         outside = td.student.rowwise(lambda z: torch.where(held, self._floored(z), 0.0).sum(1)) - inside.sum(1)
-        share = torch.where(mask, (q - log_total[:, None]).exp() / self.p, 0.0)
+        share = torch.where(mask, (q - log_total[:, None]).exp(), 0.0)
         log_norm = (share.sum(1) + self.epsilon * count).log()
         log_pi = (share + self.epsilon).log() - log_norm[:, None]
         value = torch.where(mask, log_pi.exp() * (q - log_pi), 0.0).sum(1)
@@ -104,7 +104,7 @@ class IQLReleased(Objective):
 
         def value(z: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
             q = self._floored(z)
-            share = q.masked_fill(~held, -math.inf).softmax(1) / self.p + self.epsilon
+            share = q.masked_fill(~held, -math.inf).softmax(1) + self.epsilon
             share = torch.where(held, share, 0.0)
             log_pi = torch.where(held, share, 1.0).log() - share.sum(1, keepdim=True).log()
             return torch.where(held, log_pi.exp() * (q - log_pi), 0.0).sum(1)

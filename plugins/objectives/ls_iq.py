@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from distillzoo.core.objective import LossTerms, TDBatch, term, watched
-from distillzoo.core.subset import SubsetQ
 from distillzoo.core.temporal import FixedTarget
 
 
@@ -44,6 +43,9 @@ class LSIQ(FixedTarget):
     changing sign to end would be better or worse than to go on for no reason that is in the data. So y = Q_max for the
     expert's last row with either target, and y = Q_min for the student's.
 
+    With ``steps`` or ``trace`` y looks further ahead: the residuals y - Qbar of the rows after are added along the
+    path, all barred, as in soft Q-learning; the fixed target looks nowhere.
+
     A row whose action the subset misses does not count, nor does the last row of a truncated sequence, whose successor
     is not known; the fixed target needs no successor, so with it the expert's does. Trajectories must mix the expert's
     and the student's, half of each as in the paper. The targets are absolute, so the logits are taken as they are.
@@ -69,6 +71,7 @@ class LSIQ(FixedTarget):
     }
 
     gamma: float = Field(0.99, ge=0, lt=1, description="discount of the successor's value")
+    gauge: Literal["raw"] = Field("raw", description="the logits as they are: the targets are absolute")
     regulariser: float = Field(0.5, gt=0, description="c, strength of the chi-squared term; rewards are 1/c and -1/c")
     expert_target: Literal["fixed", "bootstrap"] = Field(
         "fixed", description="target of the expert's Q: its largest value, or r_max and the successor's value"
@@ -76,7 +79,7 @@ class LSIQ(FixedTarget):
 
     @classmethod
     def examples(cls) -> Sequence["LSIQ"]:
-        return [cls(), cls(gamma=0.9, expert_target="bootstrap"), cls(gamma=0.9, target="network")]
+        return [cls(), cls(gamma=0.9, expert_target="bootstrap"), cls(gamma=0.9, target="network", steps=3)]
 
     @property
     def never_negative(self) -> bool:
@@ -86,12 +89,18 @@ class LSIQ(FixedTarget):
     def needs_student_rows(self) -> bool:
         return True
 
+    @property
+    def needs_expert_rows(self) -> bool:
+        return True
+
     def terms(self, td: TDBatch) -> LSIQTerms:
         expert, known = td.transitions.expert, td.transitions.known
         reward = torch.where(expert, 1 / self.regulariser, -1 / self.regulariser).to(td.value.dtype)
         largest = 1 / (self.regulariser * (1 - self.gamma))
-        ahead = td.transitions.next_value(self._value(td).clamp(-largest, largest))
-        y = reward + self.gamma * torch.where(td.transitions.terminal, reward / (1 - self.gamma), ahead)
+        q_bar, v_bar = self.held_fixed(td)
+        ahead = td.transitions.next_value(v_bar.clamp(-largest, largest))
+        ahead = torch.where(td.transitions.terminal, reward / (1 - self.gamma), ahead)
+        y = q_bar + self.along(td, reward + self.gamma * ahead - q_bar, self.counted(td))
         if self.expert_target == "fixed":
             y, known = torch.where(expert, largest, y), known | expert
         counted = known & (td.counts > 0)
@@ -101,10 +110,3 @@ class LSIQ(FixedTarget):
             student=torch.where(expert, 0.0, error),
             bellman_target=torch.where(counted, y, 0.0),
         )
-
-    def _value(self, td: TDBatch) -> Float[Tensor, "N"]:
-        """Vbar(s)."""
-        if self.target == "stop-gradient":
-            return td.value.detach()
-        with torch.no_grad():
-            return td.extraction.value(SubsetQ(td.target, td.subset))

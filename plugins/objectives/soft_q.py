@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from distillzoo.core.objective import LossTerms, TDBatch, term, watched
-from distillzoo.core.subset import ActionSubset, SubsetQ
-from distillzoo.core.temporal import FixedTarget, TemporalDifference
+from distillzoo.core.subset import ActionSubset
+from distillzoo.core.temporal import FixedTarget
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SoftQTerms(LossTerms):
     """y, in nats; 0 where the row doesn't count."""
 
 
-class SoftQ(TemporalDifference, FixedTarget):
+class SoftQ(FixedTarget):
     """Soft Q-learning with the student's logits as Q, off policy on the given trajectories:
 
         L(s, a, s') = ( Q(s,a) - y )^2 / 2,    y = r(s,a) + gamma Vbar(s')
@@ -34,10 +34,11 @@ class SoftQ(TemporalDifference, FixedTarget):
         teacher  r = Q_T(s,a) - gamma V_T(s'), for which the teacher's own logits, in the same gauge, are the soft Q
         expert   ``scale`` for an action of the expert and 0 for one of the student, as in SQIL; needs both
 
-    With the teacher's reward and the gauge ``raw`` the fixed point is Q = Q_T on the actions that the data holds: the
-    logits are regressed on the teacher's, along the path instead of one by one. With ``expert`` it is the soft-optimal
-    Q of the mean reward, ``scale`` times the share of the expert in the rows of (s,a); the trajectories must mix the
-    expert's and the student's, half of each as in the paper.
+    Where the data holds every action of the subset in every state, the fixed point with the teacher's reward and the
+    gauge ``raw`` is Q = Q_T: the logits are regressed on the teacher's, along the path instead of one by one. With
+    ``expert`` it is then the soft-optimal Q of the mean reward, ``scale`` times the share of the expert in the rows of
+    (s,a); the trajectories must mix the expert's and the student's, half of each as in the paper. An action that nobody
+    took keeps any Q, and V(s') counts it: on few data there are other tables with the loss 0.
 
     Vbar is 0 after the end-of-sequence action. The loss is 0 in a row that doesn't count: the last one of a truncated
     sequence, whose successor is not known, one whose action the subset misses, and with the teacher's reward one whose
@@ -90,12 +91,13 @@ class SoftQ(TemporalDifference, FixedTarget):
     def needs_student_rows(self) -> bool:
         return self.reward == "expert"
 
+    @property
+    def needs_expert_rows(self) -> bool:
+        return self.reward == "expert"
+
     def terms(self, td: TDBatch) -> SoftQTerms:
-        q, v = self.student(td)
-        if self.target == "network":
-            q_bar, v_bar = self.barred(SubsetQ(td.target, td.subset), td)
-        else:
-            q_bar, v_bar = q.detach(), v.detach()
+        q, _ = self.student(td)
+        q_bar, v_bar = self.held_fixed(td)
         reward, counted = self._reward(td)
         residual = reward - self.implied_reward(td, q_bar, v_bar)
         y = q_bar + self.along(td, residual, counted)

@@ -44,6 +44,10 @@ class Sampled(ActionSubset):
     def draws(self) -> bool:
         return True
 
+    @property
+    def weighted(self) -> bool:
+        return True
+
     @torch.no_grad()
     def select(self, teacher: LogitView) -> Subset:
         nucleus = prefixes(teacher, lambda logprobs, rows: reaching(logprobs, self.p), self.k_max)

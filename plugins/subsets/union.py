@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from pydantic import Field, model_validator
 
-from distillzoo.core.errors import UserError
 from distillzoo.core.logits import LogitView
 from distillzoo.core.subset import ActionSubset, Subset, WholeVocabulary, listed
 
@@ -35,6 +34,11 @@ class Union(ActionSubset):
     def _adds_the_action_itself(self) -> "Union":
         if self.first.include_action or self.second.include_action:
             raise ValueError("include_action belongs to the union: set it there, and not on first or second")
+        if self.first.weighted and self.second.weighted:
+            raise ValueError(
+                "only one of first and second may draw with importance weights, which a token that both draw can't "
+                "have at once"
+            )
         return self
 
     @classmethod
@@ -55,6 +59,10 @@ class Union(ActionSubset):
     def draws(self) -> bool:
         return self.needs_teacher and (self.first.draws or self.second.draws)
 
+    @property
+    def weighted(self) -> bool:
+        return self.needs_teacher and (self.first.weighted or self.second.weighted)
+
     def select(self, teacher: LogitView) -> Subset:
         return self.choose(teacher, teacher)
 
@@ -67,11 +75,6 @@ class Union(ActionSubset):
         ]
         parts.sort(key=lambda found: found.weights is not None)  # of a token that both list, the weight 1 counts
         plain, other = parts
-        if plain.weights is not None:
-            raise UserError(
-                "Both parts of the union draw tokens with importance weights, which a token that both draw can't have "
-                "at once. Use one of them, with more draws."
-            )
         weights = None
         if other.weights is not None:
             weights = torch.cat([plain.mask.to(other.weights.dtype), other.weights], 1)

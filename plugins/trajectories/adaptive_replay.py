@@ -55,6 +55,10 @@ class AdaptiveReplay(OnPolicySource):
         return [cls(offline=dataset, check_every=1), cls(offline=dataset, initial=0.7, capacity=4)]
 
     @property
+    def expert_rows(self) -> bool:
+        return True
+
+    @property
     def holds_out(self) -> bool:
         return True
 

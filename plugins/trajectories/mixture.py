@@ -57,6 +57,14 @@ class Mixture(TrajectorySource):
         return self.share > 0
 
     @property
+    def expert_rows(self) -> bool:
+        return self.share < 1 or self.student.expert_rows
+
+    @property
+    def student_rows(self) -> bool:
+        return self.share > 0 and self.student.student_rows
+
+    @property
     def holds_out(self) -> bool:
         return self.student.holds_out
 

@@ -37,6 +37,14 @@ class StudentPrefix(OnPolicySource):
     def examples(cls) -> Sequence["StudentPrefix"]:
         return [cls(), cls(prefix=2, fixed=True)]
 
+    @property
+    def expert_rows(self) -> bool:
+        return True
+
+    @property
+    def student_rows(self) -> bool:
+        return False
+
     def collect(self, sources: Sources) -> list[Trajectory]:
         draw = random.Random(f"student-prefix {sources.seed}")
         prompts = [sources.rows[row].prompt for row in sources.due]

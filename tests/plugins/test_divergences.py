@@ -191,10 +191,11 @@ def test_more_draws_make_the_estimate_better(world):
 
 def test_weights_are_neither_dropped_nor_made_up(world):
     for tail in ("bucket", "renormalise"):
-        with pytest.raises(UserError, match=f"objective.tail={tail} would not count: set objective.tail to weighted"):
-            ForwardKL(tail=tail).terms(world.td(Sampled(), Softmax()))
-    with pytest.raises(UserError, match="this subset has none"):
-        ForwardKL(tail="weighted").terms(world.td(TopP(), Softmax()))
+        with pytest.raises(UserError, match=r"Sampled draws .* which the objective ForwardKL would not count"):
+            ForwardKL(tail=tail).check(Sampled(), Softmax())
+    with pytest.raises(UserError, match="TopP has none"):
+        ForwardKL(tail="weighted").check(TopP(), Softmax())
+    ForwardKL(tail="weighted").check(Sampled(), Softmax())
     assert not ForwardKL(tail="weighted").never_negative, "an estimate may fall below 0 in a state"
 
 

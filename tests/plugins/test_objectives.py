@@ -236,8 +236,8 @@ def test_the_support_term_is_nothing_on_the_whole_vocabulary(world):
 
 def test_an_objective_without_log_probabilities_is_refused():
     with pytest.raises(UserError, match="Use an extraction such as softmax"):
-        NLL().check(Greedy())
-    IQL().check(Greedy())
+        NLL().check(TopP(), Greedy())
+    IQL().check(TopP(), Greedy())
 
 
 def test_an_objective_that_reads_the_teacher_undeclared_is_told_so(world):

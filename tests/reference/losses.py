@@ -137,7 +137,7 @@ def phi(divergence: str, x: float, alpha: float) -> float:
         "hellinger": lambda x: x / (1 + x),
         "js": lambda x: math.log(2 - math.exp(-x)),
         "kl": lambda x: 1 - math.exp(-x),
-        "tv": lambda x: min(x, 0.5),
+        "tv": lambda x: min(x, 0.5) if x >= -0.5 else -0.5 + 4 * (x + 0.5),
         "none": lambda x: x,
     }[divergence]
     slope = {
@@ -277,17 +277,30 @@ def ls_iq_loss(
     gamma: float = 0.99,
     regulariser: float = 0.5,
     expert_target: str = "fixed",
+    steps: int = 1,
 ) -> list[float]:
-    """Half the squared distance of Q to the bounded targets; ``bar`` is held fixed."""
-    _, v = in_gauge(bar, sets, actions, "raw")
+    """Half the squared distance of Q to the bounded n-step targets; ``bar`` is held fixed."""
+    q, v = in_gauge(bar, sets, actions, "raw")
     top = 1 / (regulariser * (1 - gamma))
+    reward = (1 if expert else -1) / regulariser
+
+    def later(t: int) -> float:
+        return reward / (1 - gamma) if ends[t] == "terminal" else min(max(ahead(v, ends, t), -top), top)
+
+    def target(t: int) -> float:
+        """What the row's action and the next ones add to Qbar, until one doesn't count."""
+        y = q[t]
+        for k in range(steps):
+            if t + k == len(actions) or ends[t + k] == "truncated" or actions[t + k] not in sets[t + k]:
+                break
+            y += gamma**k * (reward + gamma * later(t + k) - q[t + k])
+        return y
+
     losses = []
     for t, action in enumerate(actions):
-        reward = (1 if expert else -1) / regulariser
-        later = reward / (1 - gamma) if ends[t] == "terminal" else min(max(ahead(v, ends, t), -top), top)
         fixed = expert and expert_target == "fixed"
-        y = top if fixed else reward + gamma * later
         known = fixed or ends[t] != "truncated"
+        y = top if fixed else target(t)
         losses.append((student[t][action] - y) ** 2 / 2 if known and action in sets[t] else 0.0)
     return losses
 
@@ -299,7 +312,6 @@ def released_loss(
     *,
     gamma: float = 0.99,
     alpha: float = 0.1,
-    p: float = 0.8,
     epsilon: float = 1e-6,
     q_min: float = -10.0,
 ) -> list[float]:
@@ -308,7 +320,7 @@ def released_loss(
     for t, row in enumerate(student):
         q = [max(z - max(row), q_min) for z in row]
         pi = softmax([max(x - max(q), q_min) for x in q])
-        hat = [pi[a] * (a in sets[t]) / p + epsilon for a in range(len(row))]
+        hat = [pi[a] * (a in sets[t]) + epsilon for a in range(len(row))]
         hat = [h / sum(hat) for h in hat]
         real = ends[t] != "terminal"
         values.append(sum(h * (x - math.log(h)) for h, x in zip(hat, q, strict=True)) if real else 0.0)

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import distillzoo.zoo
+from distillzoo.core.checks.measure import measure
+from distillzoo.core.checks.world import make_world
 from distillzoo.core.config import PART_KINDS, build_part, resolve
 from distillzoo.core.errors import UserError
 from distillzoo.core.recipe import Recipe
@@ -23,7 +26,7 @@ def test_a_recipe_resolves_to_parts_that_fit(registry, path):
     assert recipe.formula
     config = resolve(registry, algo=path.stem)
     parts = {kind: build_part(registry, config, kind) for kind in PART_KINDS}
-    parts["objective"].check(parts["extraction"])
+    parts["objective"].check(parts["subset"], parts["extraction"])
 
 
 def test_bd_iql_carries_a_support_term(registry):
@@ -35,3 +38,33 @@ def test_a_wrong_recipe_is_explained(tmp_path):
     (tmp_path / "x.yaml").write_text("titel: x\n")
     with pytest.raises(UserError, match=r"Recipe '.*x\.yaml'.*'titel' is not a known field\. Did you mean 'title'"):
         Recipe.read(tmp_path / "x.yaml")
+
+
+def _loss(registry, algo, *sets):
+    """Value and gradient of a recipe's objective on the kit's toy world."""
+    config = resolve(registry, algo=algo, sets=sets)
+    subset, objective, extraction, _ = (build_part(registry, config, kind) for kind in PART_KINDS)
+    found = measure(objective, make_world(), (subset, extraction))
+    return found.loss, *found.gradients
+
+
+@pytest.mark.parametrize(
+    ("algo", "sets", "same"),
+    [
+        ("gkd", ("trajectories.share=0", "objective.beta=0"), "kd"),
+        ("iq-learn", ("objective.divergence=none",), "bc"),
+        ("bd-iql", ("objective.divergence=none", "subset.p=1.0", "subset.k_max=null"), "bc"),
+        ("imitkd", (), "kd"),
+    ],
+)
+def test_recipes_that_are_the_same_loss(registry, algo, sets, same):
+    """lambda 0 and beta 0 of gkd are kd; without its penalty IQ-Learn is cloning."""
+    for found, expected in zip(_loss(registry, algo, *sets), _loss(registry, same), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_gkd_with_lambda_0_trains_on_the_answers_of_kd(registry):
+    config = resolve(registry, algo="gkd", sets=("trajectories.share=0",))
+    source = build_part(registry, config, "trajectories")
+    assert not source.on_policy
+    assert type(source.offline) is type(build_part(registry, resolve(registry, algo="kd"), "trajectories"))

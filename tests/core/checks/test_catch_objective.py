@@ -130,7 +130,7 @@ class NoLoss(Cloning):
 
 
 class RefusesAll(Cloning):
-    def check(self, extraction: PolicyExtraction) -> None:
+    def check(self, subset: ActionSubset, extraction: PolicyExtraction) -> None:
         raise UserError("Not this extraction.")
 
 

@@ -86,6 +86,10 @@ class Drawn(Ranked):
     def draws(self) -> bool:
         return True
 
+    @property
+    def weighted(self) -> bool:
+        return True
+
     def chosen(self, teacher: LogitView) -> Subset:
         sure = super().chosen(teacher)
         logits = teacher.block(torch.arange(teacher.rows))
@@ -374,7 +378,17 @@ class Uniform(Drawn):
         return torch.ones_like(probs).multinomial(self.m, replacement=True)
 
 
+class UndeclaredWeights(Drawn):
+    @property
+    def weighted(self) -> bool:
+        return False
+
+
 class WeightsOfAFixedSet(Ranked):
+    @property
+    def weighted(self) -> bool:
+        return True
+
     def chosen(self, teacher: LogitView) -> Subset:
         found = super().chosen(teacher)
         return Subset(found.actions, found.mask, found.logprobs, found.mass, weights=found.mask.double())
@@ -446,6 +460,7 @@ BROKEN: list[Broken] = [
     ("logprobs", StudentsLogprobs(), "the teacher's is"),
     ("vocabulary-rows", Uniform(), "is drawn and has no token.* the draws are uniform"),
     ("tables", FlatWeights(), r"weights has the shape \[12\] and should be \[12, "),
+    ("weights", UndeclaredWeights(), "weighted is False and the subset has them"),
     ("weights", WeightsOfAFixedSet(), "has weights and the part doesn't draw"),
     ("weights", NoWeight(), "positive and finite, and 0 where the table is masked; one is 0"),
     ("weights", HeavySure(), "listed in every draw has the weight .* and should have 1"),

@@ -138,6 +138,14 @@ class InRounds(Samples):
         return True
 
     @property
+    def expert_rows(self) -> bool:
+        return False
+
+    @property
+    def student_rows(self) -> bool:
+        return True
+
+    @property
     def period(self) -> int:
         return 2
 
@@ -177,6 +185,12 @@ class StudentAsExpert(InRounds):
 class TeacherAsStudent(Samples):
     def collect(self, sources: Sources) -> list[Trajectory]:
         return [replace(t, expert=False) for t in super().collect(sources)]
+
+
+class StudentRowsUndeclared(InRounds):
+    @property
+    def student_rows(self) -> bool:
+        return False
 
 
 class AllGiven(InRounds):
@@ -282,6 +296,7 @@ BROKEN: list[Broken] = [
     ("due", AllRows(), "gives 6 trajectories where 4 rows are due"),
     ("due", KindByKind(), r"of the prompt \[5, 4, 7\] stands where \[4, 4, 6\] is due.*joined one after the other"),
     ("expert", StudentAsExpert(), "is the student's and is marked expert=True"),
+    ("expert", StudentRowsUndeclared(), "is marked expert=False, and student_rows is False"),
     ("expert", TeacherAsStudent(), "is the expert's and is marked expert=False"),
     ("given-tokens", AllGiven(), r"given is 3 in a response of \d tokens.*counts the prompt too"),
     ("logprobs", WithoutLogprobs(), "has lost its log-probabilities: pass on the sampler's Completion"),
