@@ -196,9 +196,12 @@ def _build(registry: Registry, kind: Kind, name: str, params: Tree, where: str) 
     built = dict(params)
     for field, info in cls.model_fields.items():
         inner, value = registry.kind_of(info.annotation), params.get(field)
-        if inner is None or field not in params:
+        if inner is None:
             continue
         place = f"{where}.{field}"
+        if field not in params:
+            names = ", ".join(registry.names(inner))
+            raise UserError(f"{where} '{name}' needs {place}, a part: --set {place}.name=NAME, one of {names}.")
         if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
             raise UserError(
                 f"{place} is a part: give it as {{name: ...}}, as in --set {place}.name=NAME, not {value!r}."
@@ -330,10 +333,10 @@ def _make_paths_absolute(config: RunConfig) -> None:
     for source in (config.teacher, config.student):
         if source is not None and Path(source.model).expanduser().exists():
             source.model = str(Path(source.model).expanduser().resolve())
-    for name in ("train", "valid"):
-        where = getattr(config.data, name)
+    for section, name in ((config.data, "train"), (config.data, "valid"), (config.lm, "data")):
+        where = getattr(section, name)
         if where is not None and Path(where).expanduser().is_file():
-            setattr(config.data, name, str(Path(where).expanduser().resolve()))
+            setattr(section, name, str(Path(where).expanduser().resolve()))
 
 
 def _locate(error: ValidationError) -> UserError:

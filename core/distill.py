@@ -22,7 +22,7 @@ from distillzoo.core.batch import Collator, TrajectoryData
 from distillzoo.core.config import RunConfig, dump
 from distillzoo.core.errors import UserError
 from distillzoo.core.evaluation import Scores
-from distillzoo.core.models import fingerprint, tokenizer_hash
+from distillzoo.core.models import fingerprint
 from distillzoo.core.progress import Reporter, StepProgress
 from distillzoo.core.registry import PART_KINDS, Registry
 from distillzoo.core.report import write_report
@@ -52,6 +52,8 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     world.load()
     if not directory.config.exists():
         directory.write_text(directory.config, dump(config))
+    inputs = world.inputs
+    _same_inputs(inputs, directory)
     online = world.parts[3].period is not None
     trajectories = [] if online else world.collect()
     _say_what_was_cut(world, reporter)
@@ -91,13 +93,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
             "teacher": world.teacher.model.num_parameters(),
             "student": world.student.model.num_parameters(),
         },
-        "hashes": {
-            "teacher": world.teacher_hash,
-            "student_before": world.student_hash_before,
-            "student_after": fingerprint(world.student.model),
-            "tokenizer": tokenizer_hash(world.tokenizer),
-            "data": world.data_hash,
-        },
+        "hashes": {**inputs, "student_after": fingerprint(world.student.model)},
         "truncated": {
             "prompts": world.truncation.prompts,
             "answers": world.truncation.answers,
@@ -113,6 +109,25 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         digits = {name: metric.digits for name, metric in world.metrics.items()}
         write_report(directory, result, scores, world.valid_rows, right, digits)
     return result
+
+
+def _same_inputs(inputs: dict[str, str], directory: RunDirectory) -> None:
+    """Note what a run starts from, or refuse to continue it from something else.
+
+    Raises:
+        UserError: a model or the data changed since the run began.
+    """
+    path = directory.path / "inputs.json"
+    if not path.exists():
+        directory.write_json(path, inputs)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
+    if changed:
+        raise UserError(
+            f"The run in '{directory.path}' began with another {' and '.join(changed)}, so it can't go on: its result "
+            f"would belong to neither. Bring it back, or start a new run."
+        )
 
 
 def _say_what_was_cut(world: World, reporter: Reporter) -> None:

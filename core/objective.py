@@ -102,7 +102,7 @@ def watched(**metadata: Any) -> Any:
 
 TAKEN: Final = (
     "loss", "step", "support", "value", "subset_size", "subset_size_p95", "teacher_mass", "student_mass",
-    "action_inside", "lm",
+    "action_inside", "student_rows", "lm",
 )  # fmt: skip
 """Names in the logs that the trainer gives; no term may have one of them."""
 
@@ -194,7 +194,7 @@ class Objective(Part):
 
     @property
     def needs_expert_rows(self) -> bool:
-        """Whether the objective sets the expert's trajectories against the student's, so that it needs both."""
+        """Whether the objective cannot do without the expert's trajectories."""
         return False
 
     @property

@@ -23,7 +23,7 @@ NOT_TERMS: Final = {
 }
 
 CHARTS: Final = (
-    ("Loss, nats a token", ("loss",), True),
+    ("Loss, a token", ("loss",), True),
     ("Soft value V(s) and implied reward, nats", ("value", "implied_reward"), False),
     ("Tokens in the subset", ("subset_size", "subset_size_p95"), False),
     ("Mass in the subset: teacher, student, taken actions", ("teacher_mass", "student_mass", "action_inside"), False),

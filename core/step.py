@@ -150,11 +150,13 @@ class Distillation(nn.Module):
 
     def _watch(self, td: TDBatch) -> dict[str, Tensor]:
         """The soft value, the subset's size, mass and hits, and the student's mass on it."""
+        expert = td.transitions.expert
+        found = {} if bool(expert.all()) else {"student_rows": (~expert).float()}
         if td.subset.full:
-            return {"value": td.value} if "value" in vars(td) else {}  # not worth a pass over the vocabulary
+            return found | ({"value": td.value} if "value" in vars(td) else {})  # not worth a pass over the vocabulary
         rows = torch.randperm(len(td.transitions), device=td.student.device)[:MASS_ROWS]
         inside = td.q.logsumexp()[rows] - td.student.logsumexp(rows)
-        return {
+        return found | {
             "value": td.value,
             "subset_size": td.subset.size.float(),
             "teacher_mass": td.subset.mass,

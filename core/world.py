@@ -214,6 +214,20 @@ class World:
         text = json.dumps([self.train_rows, self.valid_rows], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of all that a run starts from."""
+        found = {
+            "teacher": self.teacher_hash,
+            "student_before": self.student_hash_before,
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "data": self.data_hash,
+        }
+        if self.texts:
+            tokens = [[*text.prompt, *text.response.tokens] for text in self.texts]
+            found["corpus"] = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+        return found
+
     @cached_property
     def encoder(self) -> Encoder:
         return Encoder(self.tokenizer, end_token(self.tokenizer), self.config.data)
@@ -245,7 +259,10 @@ class World:
         if not self.parts[3].holds_out:
             return rows, []
         train, held = hold_out(rows, HOLD_OUT_SEED)
-        self.reporter.notice(f"{len(held):,} of {len(rows):,} training rows are kept out for the trajectory source")
+        self.reporter.notice(
+            f"{len(held):,} of {len(rows):,} training rows are held out to measure the loss that the trajectory source "
+            f"looks at"
+        )
         return train, held
 
     @property
@@ -298,6 +315,8 @@ class World:
         """The second corpus: every token of a text but the first is an action."""
         source = self.config.lm.data
         if source is None or self.config.lm.weight == 0:
+            if source is not None:
+                self.reporter.notice("lm.weight is 0: the corpus in lm.data is not used")
             return []
         limit = self.config.lm.limit
         return load_texts(source, self.encoder, self.registry, limit)

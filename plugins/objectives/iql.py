@@ -137,7 +137,7 @@ class IQL(TemporalDifference):
 
     @property
     def needs_expert_rows(self) -> bool:
-        return self.samples == "mixed"
+        return True
 
     @property
     def _centred(self) -> bool:

@@ -33,6 +33,10 @@ class NLL(Objective):
     needs_logprobs: ClassVar[bool] = True
 
     @property
+    def needs_expert_rows(self) -> bool:
+        return True
+
+    @property
     def never_negative(self) -> bool:
         return True
 

@@ -90,3 +90,17 @@ def test_a_wrong_file_is_explained(registry, tmp_path: Path, text, message):
 def test_a_run_without_objective_says_how_to_name_one(registry):
     with pytest.raises(UserError, match="--algo"):
         resolve(registry, flags={"subset": {"name": "full"}})
+
+
+def test_a_part_that_is_a_parameter_says_how_it_is_chosen(registry):
+    with pytest.raises(
+        UserError, match=r"'mixture' needs trajectories.student, a part: --set trajectories.student.name="
+    ):
+        resolve(registry, algo="kd", sets=("trajectories.name=mixture",))
+
+
+def test_the_second_corpus_is_found_from_any_folder(registry, tmp_path, monkeypatch):
+    (tmp_path / "text.jsonl").write_text('{"text": "a b"}')
+    monkeypatch.chdir(tmp_path)
+    config = resolve(registry, algo="kd", sets=("lm.data=text.jsonl", "lm.weight=1"))
+    assert config.lm.data == str(tmp_path / "text.jsonl")
