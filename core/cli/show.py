@@ -84,6 +84,7 @@ def _axes(registry: Registry, entry: Entry) -> dict[str, str]:
         "actions": config.subset.name,
         "family": objective.family,
         "teacher": "whole distribution" if full else "subset" if subset.needs_teacher else "none",
+        "paper": Recipe.read(Path(entry.target)).paper,
     }
 
 
@@ -96,8 +97,8 @@ def _print_algorithms(rows: list[tuple[Entry, str]], axes: dict[str, dict[str, s
         if "unusable" in found:
             table.add_row(entry.name, "", "", "", "", escape(f"unusable. {found['unusable']}"), "")
         else:
-            paper = Recipe.read(Path(entry.target)).paper.split()[0].rstrip(",;")
-            table.add_row(entry.name, *map(escape, [*found.values(), paper]))
+            paper = found["paper"].split()[0].rstrip(",;")
+            table.add_row(entry.name, *map(escape, [*list(found.values())[:-1], paper]))
     Console().print(table, highlight=False)
 
 

@@ -239,3 +239,20 @@ def test_iql_tends_to_the_policy_of_the_data_as_chi_squared_weakens():
     assert far == sorted(far, reverse=True)
     assert far[0] > 0.05
     assert far[-1] < 0.01
+
+
+def test_on_one_answer_soft_q_has_other_solutions_than_the_teacher():
+    """An action that nobody took keeps any Q; V counts it, and the taken actions' Q make up for it."""
+    teacher, student = logits(3)[:3], logits(4)[:3].clone()
+    gamma, actions = 0.9, [2, 1, END]
+    table = chain((3,), (True,), torch.tensor(actions), (True,))
+    q_teacher = teacher[range(3), actions]
+    reward = q_teacher - gamma * torch.cat([teacher[1:].logsumexp(1), torch.zeros(1)])
+    for t in (2, 1, 0):  # from the end: Q(s,a) = r + gamma V(s') with whatever the others are
+        ahead = student[t + 1].logsumexp(0) if t < 2 else 0.0
+        student[t, actions[t]] = reward[t] + gamma * ahead
+    td = TDBatch(
+        table, DenseLogits(student), Full().select(DenseLogits(teacher)), ProjectedSoftmax(), DenseLogits(teacher)
+    )
+    torch.testing.assert_close(SoftQ(gamma=gamma).terms(td).bellman, torch.zeros(3).double())
+    assert (student[range(3), actions] - q_teacher).abs().max() > 0.1

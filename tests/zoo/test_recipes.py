@@ -1,13 +1,16 @@
 """Every recipe file loads, resolves and names its source."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import distillzoo.zoo
 from distillzoo.core.checks.measure import measure
 from distillzoo.core.checks.world import make_world
+from distillzoo.core.cli.show import list_parts
 from distillzoo.core.config import PART_KINDS, build_part, resolve
 from distillzoo.core.errors import UserError
 from distillzoo.core.recipe import Recipe
@@ -68,3 +71,20 @@ def test_gkd_with_lambda_0_trains_on_the_answers_of_kd(registry):
     source = build_part(registry, config, "trajectories")
     assert not source.on_policy
     assert type(source.offline) is type(build_part(registry, resolve(registry, algo="kd"), "trajectories"))
+
+
+@pytest.mark.parametrize(
+    ("algo", "axes"),
+    [
+        ("bc", ("off", "dataset", "full", "cloning", "none")),
+        ("kd", ("off", "dataset", "full", "divergence", "whole distribution")),
+        ("gkd", ("on", "mixture", "full", "divergence", "whole distribution")),
+        ("minillm", ("on", "teacher-mixed", "full", "policy gradient", "whole distribution")),
+        ("bd-iql", ("off", "teacher", "top-p", "temporal difference", "subset")),
+        ("sqil", ("on", "mixture", "full", "temporal difference", "none")),
+    ],
+)
+def test_where_an_algorithm_stands(algo, axes):
+    listed = json.loads(CliRunner().invoke(list_parts, ["algorithms", "--json"]).output)
+    (found,) = [row for row in listed if row["name"] == algo]
+    assert tuple(found[axis] for axis in ("policy", "trajectories", "actions", "family", "teacher")) == axes
