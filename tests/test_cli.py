@@ -135,6 +135,7 @@ def test_two_processes_share_a_run(distillzoo, small, tmp_path):
     assert found["scores"]["before"] == alone["scores"]["before"]
 
 
+@pytest.mark.slow
 def test_resuming_after_the_last_step_trains_no_further(distillzoo, small, tmp_path):
     assert distillzoo("run", "--algo", "kd", *without_n(small), "--output", "out", "-q").returncode == 0
     first = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -199,6 +200,7 @@ def test_killed_and_resumed_is_the_same_as_one_straight_run(distillzoo, small, t
     refused(distillzoo("run", "--resume", "cut"), "is finished")
 
 
+@pytest.mark.slow
 def test_teacher_samples_are_kept_and_reused(distillzoo, small):
     first = distillzoo("run", "--algo", "seqkd", "--output", "one", *small)
     second = distillzoo("run", "--algo", "seqkd", "--output", "two", *small)

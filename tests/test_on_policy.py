@@ -74,7 +74,7 @@ def result(run: Path) -> Any:
     return json.loads((run / "result.json").read_text())
 
 
-@pytest.mark.parametrize("source", ["student", "adaptive-replay"])
+@pytest.mark.parametrize("source", [pytest.param("student", marks=pytest.mark.slow), "adaptive-replay"])
 def test_killed_in_the_middle_of_a_round_and_resumed_is_one_straight_run(start, tiny, tmp_path, source):
     finish(start(*arguments(tiny, source), "--output", "straight"))
     process = start(*arguments(tiny, source), "--output", "cut")

@@ -120,9 +120,11 @@ def test_a_file_of_texts_serves_as_a_corpus(run, tiny: Tiny, tmp_path):
     ("sets", "message"),
     [
         (["lm.weight=1"], "a weight needs a corpus: set lm.data"),
-        (["lm.weight=1", "lm.data=nowhere.jsonl"], "nowhere.jsonl"),
+        pytest.param(["lm.weight=1", "lm.data=nowhere.jsonl"], "nowhere.jsonl", marks=pytest.mark.slow),
         (["lm.weight=1", "lm.data=nameless.jsonl"], "nameless.jsonl, line 1: a plain corpus has a 'text' in each row"),
-        (["lm.weight=1", "lm.data=short.jsonl"], "holds no text of two tokens or more"),
+        pytest.param(
+            ["lm.weight=1", "lm.data=short.jsonl"], "holds no text of two tokens or more", marks=pytest.mark.slow
+        ),
         (["lm.weight=-1", "lm.data=micro"], "'lm.weight' is -1"),
     ],
 )

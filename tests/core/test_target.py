@@ -131,6 +131,7 @@ def test_a_resumed_training_goes_on_with_the_saved_target(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",
     [

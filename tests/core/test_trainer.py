@@ -63,7 +63,9 @@ def of_two_processes(folder: Path, *arguments: str) -> list[dict[str, Tensor]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("composition", [COMPOSITIONS[0], COMPOSITIONS[1], COMPOSITIONS[-1]])
+@pytest.mark.parametrize(
+    "composition", [COMPOSITIONS[0], *(pytest.param(COMPOSITIONS[i], marks=pytest.mark.slow) for i in (1, -1))]
+)
 def test_two_processes_take_the_step_of_one(whole, composition, tmp_path):
     for found in of_two_processes(tmp_path, *composition):
         assert_same(found, whole[composition])
