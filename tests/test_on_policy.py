@@ -146,7 +146,7 @@ def test_a_mixture_without_its_parts_says_which(start):
     process = start("run", "--algo", "kd", "--trajectories", "mixture")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "'trajectories.student' is required; 'trajectories.offline' is required" in errors
+    assert "needs trajectories.student, a part: --set trajectories.student.name=NAME" in errors
 
 
 def test_vllm_where_it_is_not_installed(start, tiny, tmp_path):
