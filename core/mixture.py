@@ -50,9 +50,7 @@ class Mixing(LogitsProcessor):
         grown = input_ids.shape[1] - self.mask.shape[1]
         mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), grown)], 1)
         new = input_ids if self._cache is None else input_ids[:, -1:]
-        inputs: dict[str, Any] = {"input_ids": new, "attention_mask": mask, "use_cache": True}
-        if "position_ids" in backbone.arguments:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        inputs = {**backbone.inputs(new, mask), "use_cache": True}
         if "logits_to_keep" in backbone.arguments:
             inputs["logits_to_keep"] = 1
         out = backbone.model(**inputs, past_key_values=self._cache)

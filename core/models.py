@@ -71,9 +71,7 @@ class Backbone:
 
         Positions count real tokens only, so the padding side makes no difference.
         """
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if "position_ids" in self.arguments:
-            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {**self.inputs(input_ids, attention_mask), "use_cache": False}
         if self.head is None:
             return self.model(**inputs).logits[sequence, position]  # type: ignore[no-any-return]
         return self.model.base_model(**inputs).last_hidden_state[sequence, position]  # type: ignore[no-any-return]
@@ -85,6 +83,13 @@ class Backbone:
     def narrowed(self, size: int) -> "Backbone":
         """The same model on its first ``size`` columns."""
         return replace(self, vocabulary=self.vocabulary.narrowed(size))
+
+    def inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        """What the model takes for some tokens, or for the last of those that the mask covers, with their positions."""
+        found: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "position_ids" in self.arguments:
+            found["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        return found
 
     @property
     def arguments(self) -> Iterable[str]:
