@@ -107,17 +107,15 @@ def test_a_run_from_the_command_line_writes_its_directory(distillzoo, small, tmp
     assert json.loads(scores.stdout)["metrics"]["forward-kl"] == pytest.approx(found["scores"]["after"]["forward-kl"])
 
 
-def test_a_bare_model_can_be_evaluated_and_sampled(distillzoo, tiny):
-    answer = distillzoo("generate", tiny.student, "w1 w2")
+def test_a_bare_model_can_be_evaluated_and_sampled(here, tiny):
+    answer = here("generate", tiny.student, "w1 w2")
     assert answer.returncode == 0, answer.stderr
-    scores = distillzoo("evaluate", tiny.student, "--data", tiny.data, "--limit", "3", "--json")
+    scores = here("evaluate", tiny.student, "--data", tiny.data, "--limit", "3", "--json")
     assert scores.returncode == 0, scores.stderr
     assert json.loads(scores.stdout)["metrics"]["forward-kl"] is None
-    both = distillzoo(
-        "evaluate", tiny.student, "--data", tiny.data, "--limit", "3", "--teacher", tiny.teacher, "--json"
-    )
+    both = here("evaluate", tiny.student, "--data", tiny.data, "--limit", "3", "--teacher", tiny.teacher, "--json")
     assert json.loads(both.stdout)["metrics"]["forward-kl"] > 0
-    refused(distillzoo("evaluate", tiny.student), "pass --data")
+    refused(here("evaluate", tiny.student), "pass --data")
 
 
 def test_two_processes_share_a_run(distillzoo, small, tmp_path):
@@ -135,27 +133,24 @@ def test_two_processes_share_a_run(distillzoo, small, tmp_path):
     assert found["scores"]["before"] == alone["scores"]["before"]
 
 
-@pytest.mark.slow
-def test_resuming_after_the_last_step_trains_no_further(distillzoo, small, tmp_path):
-    assert distillzoo("run", "--algo", "kd", *without_n(small), "--output", "out", "-q").returncode == 0
+def test_resuming_after_the_last_step_trains_no_further(here, small, tmp_path):
+    assert here("run", "--algo", "kd", *without_n(small), "--output", "out", "-q").returncode == 0
     first = json.loads((tmp_path / "out" / "result.json").read_text())
     (tmp_path / "out" / "result.json").unlink()  # as if killed in the last evaluation
-    assert distillzoo("run", "--resume", "out", "-q").returncode == 0
+    assert here("run", "--resume", "out", "-q").returncode == 0
     second = json.loads((tmp_path / "out" / "result.json").read_text())
     assert second["hashes"] == first["hashes"]
     assert second["training"]["steps"] == first["training"]["steps"] == 6
 
 
-def test_a_refused_run_leaves_no_directory(distillzoo, small, tmp_path):
-    refused(
-        distillzoo("run", "--algo", "kd", *without_n(small), "--data", "typo.jsonl", "--output", "out"), "typo.jsonl"
-    )
+def test_a_refused_run_leaves_no_directory(here, small, tmp_path):
+    refused(here("run", "--algo", "kd", *without_n(small), "--data", "typo.jsonl", "--output", "out"), "typo.jsonl")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_resolved_file_repeats_the_run(distillzoo, small, tmp_path):
-    assert distillzoo("run", "--algo", "bc", "--output", "one", "-q", *without_n(small)).returncode == 0
-    again = distillzoo("run", "--config", "one/config.yaml", "--output", "two", "--json")
+def test_the_resolved_file_repeats_the_run(here, small, tmp_path):
+    assert here("run", "--algo", "bc", "--output", "one", "-q", *without_n(small)).returncode == 0
+    again = here("run", "--config", "one/config.yaml", "--output", "two", "--json")
     assert again.returncode == 0, again.stderr
     first, second = (json.loads((tmp_path / d / "result.json").read_text()) for d in ("one", "two"))
     assert first["hashes"] == second["hashes"]
@@ -200,18 +195,17 @@ def test_killed_and_resumed_is_the_same_as_one_straight_run(distillzoo, small, t
     refused(distillzoo("run", "--resume", "cut"), "is finished")
 
 
-@pytest.mark.slow
-def test_teacher_samples_are_kept_and_reused(distillzoo, small):
-    first = distillzoo("run", "--algo", "seqkd", "--output", "one", *small)
-    second = distillzoo("run", "--algo", "seqkd", "--output", "two", *small)
+def test_teacher_samples_are_kept_and_reused(here, small):
+    first = here("run", "--algo", "seqkd", "--output", "one", *small)
+    second = here("run", "--algo", "seqkd", "--output", "two", *small)
     assert "samples read from" not in first.stderr
     assert "samples read from" in second.stderr
-    third = distillzoo("run", "--algo", "seqkd", "--output", "three", *small, "--set", "trajectories.top_p=0.5")
+    third = here("run", "--algo", "seqkd", "--output", "three", *small, "--set", "trajectories.top_p=0.5")
     assert "samples read from" not in third.stderr
 
 
-def test_a_pruned_student_and_a_plain_data_file(distillzoo, small):
-    result = distillzoo("run", "--algo", "kd", *without_n(small), "--student", "prune:layers=2")
+def test_a_pruned_student_and_a_plain_data_file(here, small):
+    result = here("run", "--algo", "kd", *without_n(small), "--student", "prune:layers=2")
     assert result.returncode == 0, result.stderr
     assert "rows are held out" in result.stderr.replace("\n", " ")
     assert "runs/kd-full-1" in result.stdout
@@ -240,8 +234,8 @@ def test_a_pruned_student_and_a_plain_data_file(distillzoo, small):
         (["--resume", "nowhere"], ["no run directory"]),
     ],
 )  # fmt: skip
-def test_bad_arguments_are_explained(distillzoo, arguments, parts):
-    refused(distillzoo("run", *arguments), *parts)
+def test_bad_arguments_are_explained(here, arguments, parts):
+    refused(here("run", *arguments), *parts)
 
 
 @pytest.mark.parametrize(
@@ -257,33 +251,31 @@ def test_bad_arguments_are_explained(distillzoo, arguments, parts):
         ('{"instruction": "w1", "output": "w2"}\n', ["pass evaluation data with --valid"]),
     ],
 )
-def test_bad_data_are_explained_with_file_and_line(distillzoo, small, tmp_path, text, parts):
+def test_bad_data_are_explained_with_file_and_line(here, small, tmp_path, text, parts):
     (tmp_path / "bad.jsonl").write_text(text)
-    refused(distillzoo("run", "--algo", "kd", *without_n(small), "--data", "bad.jsonl", "-q"), *parts)
+    refused(here("run", "--algo", "kd", *without_n(small), "--data", "bad.jsonl", "-q"), *parts)
 
 
-def test_different_tokenizers_are_refused(distillzoo, small, tmp_path):
+def test_different_tokenizers_are_refused(here, small, tmp_path):
     tiny_model("llama", 2, rows=34).save_pretrained(tmp_path / "other")
     word_tokenizer(extra=("new", "newer")).save_pretrained(tmp_path / "other")
     refused(
-        distillzoo("run", "--algo", "kd", *without_n(small), "--student", "other", "-q"),
+        here("run", "--algo", "kd", *without_n(small), "--student", "other", "-q"),
         "different tokenizers",
         "'new'",
     )
 
 
-def test_an_existing_run_directory_is_left_alone(distillzoo, small, tmp_path):
+def test_an_existing_run_directory_is_left_alone(here, small, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("keep")
-    refused(
-        distillzoo("run", "--algo", "kd", *without_n(small), "--output", "mine"), "'mine' exists already", "--resume"
-    )
+    refused(here("run", "--algo", "kd", *without_n(small), "--output", "mine"), "'mine' exists already", "--resume")
     assert (tmp_path / "mine" / "precious.txt").read_text() == "keep"
 
 
-def test_no_permission_to_write(distillzoo, small, tmp_path):
+def test_no_permission_to_write(here, small, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(distillzoo("run", "--algo", "kd", *without_n(small), "--output", "file/out"), "run directory 'file/out'")
+    refused(here("run", "--algo", "kd", *without_n(small), "--output", "file/out"), "run directory 'file/out'")
 
 
 def test_a_full_disk_is_reported_and_the_run_can_go_on(distillzoo, small, tmp_path):
@@ -315,27 +307,27 @@ def test_a_plugin_part_that_raises_is_not_swallowed(distillzoo, small, tmp_path)
     assert "broken" not in distillzoo("list", "subsets", env={**path, "DISTILLZOO_PLUGINS": ""}).stderr
 
 
-def test_list_and_show(distillzoo):
-    listing = json.loads(distillzoo("list", "--json").stdout)
+def test_list_and_show(here):
+    listing = json.loads(here("list", "--json").stdout)
     names = {(row["kind"], row["name"]) for row in listing}
     assert {("subset", "top-p"), ("objective", "iql"), ("extraction", "projected-softmax"), ("trajectories", "teacher"),
             ("recipe", "bd-iql"), ("metric", "right"), ("suite", "micro")} <= names  # fmt: skip
     assert all(row["origin"].startswith("distillzoo ") and row["summary"] for row in listing)
-    shown = distillzoo("show", "subset", "top-p").stdout
+    shown = here("show", "subset", "top-p").stdout
     for part in ("k_max", "0.8", "arXiv:2505.20335", "sum_{i <= m}"):
         assert part in shown
-    recipe = distillzoo("show", "bd-iql").stdout
+    recipe = here("show", "bd-iql").stdout
     for part in ("support_weight", "arXiv:2505.20335", "differs", "gamma"):
         assert part in recipe
-    config = yaml.safe_load(distillzoo("show", "config", "bd-iql", "--set", "subset.p=0.9").stdout)
+    config = yaml.safe_load(here("show", "config", "bd-iql", "--set", "subset.p=0.9").stdout)
     assert config["subset"]["p"] == 0.9
     assert config["student"]["model"] == "micro:student"
-    refused(distillzoo("show", "top-q"), "'top-q'", "'top-p'")
-    refused(distillzoo("list", "subset-s"), "There is no kind")
+    refused(here("show", "top-q"), "'top-q'", "'top-p'")
+    refused(here("list", "subset-s"), "There is no kind")
 
 
-def test_an_unknown_command_gets_a_suggestion(distillzoo):
-    result = distillzoo("evaluat")
+def test_an_unknown_command_gets_a_suggestion(here):
+    result = here("evaluat")
     assert result.returncode == 2
     assert "Did you mean 'evaluate'" in result.stderr
 

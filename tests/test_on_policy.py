@@ -142,16 +142,14 @@ def test_forward_passes_change_no_trajectory(run_here):
     assert split[:3] == pytest.approx(whole[:3], rel=1e-4), "after a round, rounding may lead to other samples"
 
 
-def test_a_mixture_without_its_parts_says_which(start):
-    process = start("run", "--algo", "kd", "--trajectories", "mixture")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "needs trajectories.student, a part: --set trajectories.student.name=NAME" in errors
+def test_a_mixture_without_its_parts_says_which(here):
+    refused = here("run", "--algo", "kd", "--trajectories", "mixture")
+    assert refused.returncode == 2
+    assert "needs trajectories.student, a part: --set trajectories.student.name=NAME" in refused.stderr
 
 
-def test_vllm_where_it_is_not_installed(start, tiny, tmp_path):
-    process = start(*arguments(tiny, "student", "sampler=vllm"), "--output", "out")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "pip install 'distillzoo[vllm]'" in errors
+def test_vllm_where_it_is_not_installed(here, tiny, tmp_path):
+    refused = here(*arguments(tiny, "student", "sampler=vllm"), "--output", "out")
+    assert refused.returncode == 2
+    assert "pip install 'distillzoo[vllm]'" in refused.stderr
     assert not (tmp_path / "out").exists()

@@ -1,10 +1,9 @@
 """The language-modelling term on a second corpus."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,14 +78,8 @@ STEPS = (
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Command:
-    def command(*args: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "distillzoo.core.cli.main", "run", "--algo", "bc", *STEPS, *map(str, args)],
-            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
-    return command
+def run(here: Command) -> Command:
+    return partial(here, "run", "--algo", "bc", *STEPS)
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -120,11 +113,9 @@ def test_a_file_of_texts_serves_as_a_corpus(run, tiny: Tiny, tmp_path):
     ("sets", "message"),
     [
         (["lm.weight=1"], "a weight needs a corpus: set lm.data"),
-        pytest.param(["lm.weight=1", "lm.data=nowhere.jsonl"], "nowhere.jsonl", marks=pytest.mark.slow),
+        (["lm.weight=1", "lm.data=nowhere.jsonl"], "nowhere.jsonl"),
         (["lm.weight=1", "lm.data=nameless.jsonl"], "nameless.jsonl, line 1: a plain corpus has a 'text' in each row"),
-        pytest.param(
-            ["lm.weight=1", "lm.data=short.jsonl"], "holds no text of two tokens or more", marks=pytest.mark.slow
-        ),
+        (["lm.weight=1", "lm.data=short.jsonl"], "holds no text of two tokens or more"),
         (["lm.weight=-1", "lm.data=micro"], "'lm.weight' is -1"),
     ],
 )
