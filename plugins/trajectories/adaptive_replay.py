@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
 from distillzoo.core.registry import installed
-from distillzoo.core.trajectories import Completion, OnPolicySource, Sources, Trajectory, TrajectorySource
+from distillzoo.core.rounds import packed, unpacked
+from distillzoo.core.trajectories import OnPolicySource, Sources, Trajectory, TrajectorySource
 
 RISE: Final = 0.1
 """What is added to the threshold."""
@@ -78,10 +80,10 @@ class AdaptiveReplay(OnPolicySource):
         for place, (row, u) in enumerate(zip(sources.due, draws, strict=True)):
             if place in new:
                 found.append(new[place])
-                buffer.append(_kept(new[place]))
+                buffer.append(packed(replace(new[place], source="replay")))
                 del buffer[: -self.capacity]
             elif u < phi:
-                found.append(_replayed(*draw.choice(buffer)))
+                found.append(unpacked(draw.choice(buffer)))
             else:
                 found.append(draw.choice(offline[row]))
         return found
@@ -97,13 +99,3 @@ class AdaptiveReplay(OnPolicySource):
             if loss >= memory["loss"] + self.epsilon:
                 memory.update(phi=min(memory["phi"] + RISE, 1.0), loss=loss)
         return float(memory["phi"])
-
-
-def _kept(trajectory: Trajectory) -> list[Any]:
-    """A trajectory of the student as JSON values."""
-    response = trajectory.response
-    return [trajectory.prompt, response.tokens, response.ended, response.logprobs]
-
-
-def _replayed(prompt: list[int], tokens: list[int], ended: bool, logprobs: list[float] | None) -> Trajectory:
-    return Trajectory(prompt, Completion(tokens, ended, logprobs), "replay", expert=False)

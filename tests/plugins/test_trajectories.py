@@ -238,9 +238,9 @@ def test_the_buffer_keeps_the_newest():
     _, sources = world([0, 1, 2, 3, 4], samplers=Samplers(losses=[1.0]), steps=10)
     part = replay(initial=1.0, capacity=3)
     part.collect(sources)
-    assert [kept[0] for kept in sources.memory["buffer"]] == [[12], [13], [14]]
+    assert [kept["prompt"] for kept in sources.memory["buffer"]] == [[12], [13], [14]]
     part.collect(replace(sources, due=[0]))
-    assert [kept[0] for kept in sources.memory["buffer"]] == [[13], [14], [10]]
+    assert [kept["prompt"] for kept in sources.memory["buffer"]] == [[13], [14], [10]]
 
 
 def test_shares_of_new_replayed_and_offline_responses():
