@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,9 +13,20 @@ from distillzoo.core.trajectories import Trajectory
 from distillzoo.core.transitions import IGNORED, Transitions, transitions
 
 
+@dataclass(frozen=True, eq=False)
+class Taught(Trajectory):
+    """A trajectory with the teacher's last hidden states at its actions, ``[n, D]``."""
+
+    states: Float[Tensor, "n D"] = field(kw_only=True)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch on the device; ``ended`` says which sequences are not truncated."""
+    """A padded batch on the device.
+
+    ``ended`` says which sequences are not truncated. ``teacher_states`` are the teacher's last hidden states at the
+    rows of ``transitions``, where all sequences came with them.
+    """
 
     input_ids: Int[Tensor, "B T"]
     attention_mask: Int[Tensor, "B T"]
@@ -23,6 +34,7 @@ class Batch:
     ended: Bool[Tensor, "B"]
     expert: Bool[Tensor, "B"]
     behaviour: Float[Tensor, "B T"]
+    teacher_states: Float[Tensor, "N D"] | None = None
 
     def transitions(self) -> Transitions:
         return transitions(self.labels, self.input_ids, self.ended, self.expert, self.behaviour)
@@ -64,7 +76,9 @@ class Collator:
             logprobs = trajectories[i].response.logprobs
             if logprobs is not None:
                 behaviour[i, len(prompt) : end] = torch.tensor(logprobs)
+        states = [t.states for t in trajectories if isinstance(t, Taught)]
         return {
+            **({"teacher_states": torch.cat(states)} if len(states) == len(rows) else {}),
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,

@@ -29,7 +29,9 @@ from distillzoo.core.report import write_report
 from distillzoo.core.rounds import Rounds
 from distillzoo.core.rundir import RunDirectory, checkpoint_step
 from distillzoo.core.step import Distillation
+from distillzoo.core.taught import pays, taught
 from distillzoo.core.trainer import Corpus, DistillTrainer, Places, share_of
+from distillzoo.core.trajectories import Trajectory
 from distillzoo.core.world import World
 
 RESULT_SCHEMA: Final = 1
@@ -162,13 +164,18 @@ class _MetricsFile(TrainerCallback):
 
 
 def _train(
-    world: World, trajectories: list[Any], directory: RunDirectory, reporter: Reporter
+    world: World, trajectories: list[Trajectory], directory: RunDirectory, reporter: Reporter
 ) -> tuple[float, DistillTrainer]:
+    start = time.perf_counter()
     subset, objective, extraction, source = world.parts
     arguments = training_arguments(world, directory)
     lm = world.config.lm
-    corpus = Corpus(world.texts, lm.weight, lm.teacher_share) if world.texts else None
+    collator = Collator(world.tokenizer.pad_token_id)
     asked = subset.needs_teacher or objective.needs_teacher_view(subset)
+    if asked:
+        trajectories = _taught(world, trajectories, collator, arguments, "the trajectories")
+    texts = _taught(world, world.texts, collator, arguments, "the second corpus") if lm.teacher_share else world.texts
+    corpus = Corpus(texts, lm.weight, lm.teacher_share) if texts else None
     asked = asked or (corpus is not None and corpus.teacher_share > 0)
     rounds = None
     if source.period is not None:
@@ -179,7 +186,7 @@ def _train(
         teacher=world.teacher if asked else None,
         subset=subset,
         objective=objective,
-        collator=Collator(world.tokenizer.pad_token_id),
+        collator=collator,
         rounds=rounds,
         corpus=corpus,
         args=arguments,
@@ -196,7 +203,6 @@ def _train(
     directory.rewind_metrics(done)
     if world.config.wandb and directory.writes:
         _start_wandb(world.config, directory)
-    start = time.perf_counter()
     with reporter.stage("training", total=world.config.train.max_steps):
         if checkpoint is not None and done >= world.config.train.max_steps:
             trainer.restore(checkpoint)  # train() would take one step more
@@ -204,6 +210,18 @@ def _train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.count_all_processes()
     return time.perf_counter() - start, trainer
+
+
+def _taught(
+    world: World, trajectories: list[Trajectory], collator: Collator, arguments: TrainingArguments, what: str
+) -> list[Trajectory]:
+    """The trajectories with the teacher's states, where computing them once is cheaper than in every step."""
+    size = arguments.per_device_train_batch_size
+    sequences = arguments.max_steps * arguments.gradient_accumulation_steps * size
+    if not pays(world.teacher, trajectories, sequences):
+        return trajectories
+    with world.reporter.stage(f"the teacher reads {what}", total=len(trajectories)):
+        return taught(world.teacher, trajectories, collator, size, world.reporter.advance)
 
 
 def _sequences(config: RunConfig) -> int:

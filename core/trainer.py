@@ -24,6 +24,7 @@ from distillzoo.core.step import Asked, Distillation, PlainText, StepResult
 from distillzoo.core.subset import ActionSubset
 from distillzoo.core.target import TargetNetwork
 from distillzoo.core.trajectories import Trajectory
+from distillzoo.core.transitions import Transitions
 
 SIZES_KEPT: Final = 4096
 """Subset sizes kept between two log rows for the 95th percentile."""
@@ -183,7 +184,7 @@ class DistillTrainer(Trainer):
                 target = self._target.view(batch, table)
         if self._teacher is None or not (self._subset.needs_teacher or self._needs_view):
             return Asked(batch, table, None, None, target)
-        view = self._teacher.view_of(batch, table)
+        view = self._view_of_teacher(batch, table)
         if not self._subset.needs_teacher or self._subset.needs_student:
             return Asked(batch, table, None, view, target)
         subset = self._subset.with_action(self._subset.select(view), view, table.action)
@@ -196,9 +197,15 @@ class DistillTrainer(Trainer):
         table = batch.transitions()
         teacher: LogitView | None = None
         if self._corpus.teacher_share > 0:
-            assert self._teacher is not None, "distil() gives a teacher where the corpus has a share for it"
-            teacher = self._teacher.view_of(batch, table)
+            teacher = self._view_of_teacher(batch, table)
         return PlainText(batch, table, teacher, weight, self._corpus.teacher_share)
+
+    def _view_of_teacher(self, batch: Batch, table: Transitions) -> LogitView:
+        """The teacher's logits, from the states that the batch came with or by a forward pass."""
+        assert self._teacher is not None, "distil() gives a teacher where anything asks it"
+        if batch.teacher_states is not None:
+            return self._teacher.view(batch.teacher_states)
+        return self._teacher.view_of(batch, table)
 
     def _note(self, result: StepResult) -> None:
         for name, value in result.sums.items():
