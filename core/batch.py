@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from distillzoo.core.cache.shard import Cached
+from distillzoo.core.subset import Subset
 from distillzoo.core.trajectories import Trajectory
 from distillzoo.core.transitions import IGNORED, Transitions, transitions
 
@@ -24,8 +26,8 @@ class Taught(Trajectory):
 class Batch:
     """A padded batch on the device.
 
-    ``ended`` says which sequences are not truncated. ``teacher_states`` are the teacher's last hidden states at the
-    rows of ``transitions``, where all sequences came with them.
+    ``ended`` says which sequences are not truncated. What the teacher says at the rows of ``transitions`` may have come
+    with the sequences: its last hidden states, or its sets from a cache.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -35,6 +37,17 @@ class Batch:
     expert: Bool[Tensor, "B"]
     behaviour: Float[Tensor, "B T"]
     teacher_states: Float[Tensor, "N D"] | None = None
+    set_actions: Int[Tensor, "N K"] | None = None
+    set_logprobs: Float[Tensor, "N K"] | None = None
+    set_mask: Bool[Tensor, "N K"] | None = None
+
+    @property
+    def stored(self) -> Subset | None:
+        """The teacher's sets, if they came with the sequences."""
+        if self.set_actions is None or self.set_logprobs is None or self.set_mask is None:
+            return None
+        mass = torch.where(self.set_mask, self.set_logprobs.exp(), 0.0).sum(1).clamp(max=1.0)
+        return Subset(self.set_actions, self.set_mask, self.set_logprobs, mass)
 
     def transitions(self) -> Transitions:
         return transitions(self.labels, self.input_ids, self.ended, self.expert, self.behaviour)
@@ -76,9 +89,8 @@ class Collator:
             logprobs = trajectories[i].response.logprobs
             if logprobs is not None:
                 behaviour[i, len(prompt) : end] = torch.tensor(logprobs)
-        states = [t.states for t in trajectories if isinstance(t, Taught)]
         return {
-            **({"teacher_states": torch.cat(states)} if len(states) == len(rows) else {}),
+            **_of_the_teacher(trajectories),
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,
@@ -86,3 +98,19 @@ class Collator:
             "expert": torch.tensor([t.expert for t in trajectories]),
             "behaviour": behaviour,
         }
+
+
+def _of_the_teacher(trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
+    """What the sequences came with, if all of them did."""
+    states = [t.states for t in trajectories if isinstance(t, Taught)]
+    if len(states) == len(trajectories):
+        return {"teacher_states": torch.cat(states)}
+    sets = [t.sets for t in trajectories if isinstance(t, Cached)]
+    if len(sets) < len(trajectories):
+        return {}
+    counts = torch.cat([s.counts for s in sets])
+    mask = torch.arange(int(counts.max()) if len(counts) else 0) < counts[:, None]
+    actions = torch.zeros(mask.shape, dtype=torch.long)
+    logprobs = torch.zeros(mask.shape)
+    actions[mask], logprobs[mask] = torch.cat([s.actions for s in sets]), torch.cat([s.logprobs for s in sets])
+    return {"set_actions": actions, "set_logprobs": logprobs, "set_mask": mask}

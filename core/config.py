@@ -128,6 +128,9 @@ class RunConfig(_Section):
     train: Training = Field(default_factory=Training)
     lm: PlainCorpus = Field(default_factory=PlainCorpus)
     evaluate: Evaluation = Field(default_factory=Evaluation)
+    teacher_cache: Path | None = Field(
+        None, description="folder that distillzoo cache build wrote: trajectories and the teacher's sets come from it"
+    )
     sampler: Literal["transformers", "vllm"] = Field(
         "transformers", description="what samples a teacher that is sampled once, before training; vllm is an extra"
     )
@@ -337,6 +340,8 @@ def _make_paths_absolute(config: RunConfig) -> None:
         where = getattr(section, name)
         if where is not None and Path(where).expanduser().is_file():
             setattr(section, name, str(Path(where).expanduser().resolve()))
+    if config.teacher_cache is not None:
+        config.teacher_cache = config.teacher_cache.expanduser().resolve()
 
 
 def _locate(error: ValidationError) -> UserError:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from distillzoo.core.batch import Collator, TrajectoryData
+from distillzoo.core.cache.build import opened
 from distillzoo.core.config import RunConfig, dump
 from distillzoo.core.errors import UserError
 from distillzoo.core.evaluation import Scores
@@ -29,6 +31,7 @@ from distillzoo.core.report import write_report
 from distillzoo.core.rounds import Rounds
 from distillzoo.core.rundir import RunDirectory, checkpoint_step
 from distillzoo.core.step import Distillation
+from distillzoo.core.subset import Subset
 from distillzoo.core.taught import pays, taught
 from distillzoo.core.trainer import Corpus, DistillTrainer, Places, share_of
 from distillzoo.core.trajectories import Trajectory
@@ -57,14 +60,20 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     inputs = world.inputs
     _same_inputs(inputs, directory)
     online = world.parts[3].period is not None
-    trajectories = [] if online else world.collect()
+    cut: Callable[[Subset], Subset] | None = None
+    if config.teacher_cache is not None:
+        trajectories, cut = opened(world, config.teacher_cache)
+    else:
+        trajectories = [] if online else world.collect()
     _say_what_was_cut(world, reporter)
     scores: dict[str, Scores] = {}
     if config.evaluate.before and directory.writes:
         scores["teacher"] = _kept(directory, "teacher", lambda: world.evaluate(world.teacher, "the teacher", False))
         scores["before"] = _kept(directory, "before", lambda: world.evaluate(world.student, "the student before"))
+    if cut is not None:
+        world.release_teacher()
     set_seed(config.seed)
-    seconds, trainer = _train(world, trajectories, directory, reporter)
+    seconds, trainer = _train(world, trajectories, cut, directory, reporter)
     if not directory.writes:
         return None
     scores["after"] = world.evaluate(world.student, "the student after")
@@ -92,7 +101,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory(world.device),
         "parameters": {
-            "teacher": world.teacher.model.num_parameters(),
+            "teacher": world.teacher_parameters,
             "student": world.student.model.num_parameters(),
         },
         "hashes": {**inputs, "student_after": fingerprint(world.student.model)},
@@ -164,14 +173,18 @@ class _MetricsFile(TrainerCallback):
 
 
 def _train(
-    world: World, trajectories: list[Trajectory], directory: RunDirectory, reporter: Reporter
+    world: World,
+    trajectories: list[Trajectory],
+    cut: Callable[[Subset], Subset] | None,
+    directory: RunDirectory,
+    reporter: Reporter,
 ) -> tuple[float, DistillTrainer]:
     start = time.perf_counter()
     subset, objective, extraction, source = world.parts
     arguments = training_arguments(world, directory)
     lm = world.config.lm
     collator = Collator(world.tokenizer.pad_token_id)
-    asked = subset.needs_teacher or objective.needs_teacher_view(subset)
+    asked = cut is None and (subset.needs_teacher or objective.needs_teacher_view(subset))
     if asked:
         trajectories = _taught(world, trajectories, collator, arguments, "the trajectories")
     texts = _taught(world, world.texts, collator, arguments, "the second corpus") if lm.teacher_share else world.texts
@@ -189,6 +202,7 @@ def _train(
         collator=collator,
         rounds=rounds,
         corpus=corpus,
+        cut=cut,
         args=arguments,
         train_dataset=Places(_sequences(world.config)) if rounds else TrajectoryData(trajectories),
         processing_class=world.tokenizer,
@@ -221,7 +235,7 @@ def _taught(
     if not pays(world.teacher, trajectories, sequences):
         return trajectories
     with world.reporter.stage(f"the teacher reads {what}", total=len(trajectories)):
-        return taught(world.teacher, trajectories, collator, size, world.reporter.advance)
+        return list(taught(world.teacher, trajectories, collator, size, world.reporter.advance))
 
 
 def _sequences(config: RunConfig) -> int:

@@ -1,7 +1,7 @@
 """The teacher's states along trajectories that don't change, computed once for the whole training."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import torch
 
@@ -40,10 +40,10 @@ def taught(
     collator: Collator,
     batch_size: int,
     progress: Callable[[int], None],
-) -> list[Trajectory]:
+) -> list[Taught]:
     """The trajectories with the teacher's states, computed in batches of like length, the longest first."""
     order = sorted(range(len(trajectories)), key=lambda i: -_length(trajectories[i]))
-    found = list(trajectories)
+    found: list[Taught | None] = [None] * len(trajectories)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         inputs = collator([trajectories[i] for i in part])
@@ -54,7 +54,7 @@ def taught(
         for i, mine in zip(part, states.split(counts), strict=True):
             found[i] = Taught(**vars(trajectories[i]), states=mine.clone())
         progress(len(part))
-    return found
+    return cast(list[Taught], found)
 
 
 def _length(trajectory: Trajectory) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,7 +21,7 @@ from distillzoo.core.models import Backbone
 from distillzoo.core.objective import Moments, Objective
 from distillzoo.core.rounds import Rounds, Share, Shuffled
 from distillzoo.core.step import Asked, Distillation, PlainText, StepResult
-from distillzoo.core.subset import ActionSubset
+from distillzoo.core.subset import ActionSubset, Subset
 from distillzoo.core.target import TargetNetwork
 from distillzoo.core.trajectories import Trajectory
 from distillzoo.core.transitions import Transitions
@@ -74,6 +74,7 @@ class DistillTrainer(Trainer):
         collator: turns trajectories into a batch.
         rounds: where the trajectories come from, if not from ``train_dataset``.
         corpus: of the language-modelling term.
+        cut: makes the subset's sets of those that trajectories from a cache come with.
     """
 
     def __init__(
@@ -86,13 +87,14 @@ class DistillTrainer(Trainer):
         collator: Any,
         rounds: Rounds | None = None,
         corpus: Corpus | None = None,
+        cut: Callable[[Subset], Subset] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student, data_collator=collator if rounds is None else _counted, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log row as a dict
         self._teacher, self._subset, self._objective = teacher, subset, objective
         self._needs_view = objective.needs_teacher_view(subset) or subset.needs_student
-        self._collate, self._rounds, self._corpus = collator, rounds, corpus
+        self._collate, self._rounds, self._corpus, self._cut = collator, rounds, corpus, cut
         self._target: TargetNetwork | None = None
         if objective.target_update is not None:
             self._target = TargetNetwork(student.backbone, objective.target_update)
@@ -182,6 +184,9 @@ class DistillTrainer(Trainer):
         if self._target is not None:
             with self.accelerator.autocast():  # as the student, whose copy it is
                 target = self._target.view(batch, table)
+        if batch.stored is not None:
+            assert self._cut is not None, "trajectories from a cache come with what cuts their sets"
+            return Asked(batch, table, self._cut(batch.stored), None, target)
         if self._teacher is None or not (self._subset.needs_teacher or self._needs_view):
             return Asked(batch, table, None, None, target)
         view = self._view_of_teacher(batch, table)

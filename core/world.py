@@ -164,8 +164,14 @@ class World:
         self._training, self._evaluation, self.texts  # noqa: B018
         self.vocabulary  # noqa: B018
         size = min(self.teacher.vocabulary.size, self.student.vocabulary.size)
+        self.vocabulary = self.vocabulary.narrowed(size)
         self.teacher, self.student = self.teacher.narrowed(size), self.student.narrowed(size)
         self.teacher_hash, self.student_hash_before, self.data_hash  # noqa: B018
+        self.teacher_parameters  # noqa: B018
+
+    def release_teacher(self) -> None:
+        """Free the teacher's memory until it is asked for again."""
+        del self.teacher
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -199,6 +205,10 @@ class World:
         with self.reporter.stage("loading the student"):
             model = load_student(self._student_source, self.registry, self.config.teacher, self.device)
         return backbone(model, self.vocabulary, "student")
+
+    @cached_property
+    def teacher_parameters(self) -> int:
+        return int(self.teacher.model.num_parameters())
 
     @cached_property
     def teacher_hash(self) -> str:

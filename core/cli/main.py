@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "run": ("distillzoo.core.cli.run:run", "Distil a student from a teacher."),
     "evaluate": ("distillzoo.core.cli.evaluate:evaluate", "Evaluate a run's student, or any model."),
     "generate": ("distillzoo.core.cli.generate:generate", "Answer a prompt with a run's student."),
+    "cache": ("distillzoo.core.cli.cache:cache", "Build and check caches of a teacher's subsets."),
     "show": ("distillzoo.core.cli.show:show", "Show a part, a recipe or a resolved configuration."),
     "plugins": ("distillzoo.core.cli.plugins:plugins", "List, check and begin plugins."),
     "list": ("distillzoo.core.cli.show:list_parts", "List parts by kind, with the plugin each comes from."),

@@ -21,6 +21,7 @@ PLACES = {
     "student": "student.model",
     "data": "data.train",
     "valid": "data.valid",
+    "teacher_cache": "teacher_cache",
     "max_steps": "train.max_steps",
     "batch_size": "train.batch_size",
     "lr": "train.lr",
@@ -57,6 +58,7 @@ def flags_tree(flags: dict[str, Any]) -> dict[str, Any]:
 @click.option("--student", metavar="MODEL", help="The same, or prune:layers=N.  [default: the suite's]")
 @click.option("--data", metavar="DATA", help="JSON lines file, datasets id, or micro.")
 @click.option("--valid", metavar="DATA", help="Evaluation data; default: the suite's, or 5% of the data held out.")
+@click.option("--teacher-cache", type=click.Path(path_type=Path), help="Train from what cache build wrote.")
 @click.option("--max-steps", type=int, help="Optimiser steps.")
 @click.option("--batch-size", type=int, help="Sequences an optimiser step.")
 @click.option("--lr", type=float, help="Peak learning rate.")

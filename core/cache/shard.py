@@ -1,0 +1,139 @@
+"""A part of a teacher cache: one Arrow file, memory-mapped.
+
+Columns, one row a trajectory:
+
+| column | type | content |
+|---|---|---|
+| prompt, response | list of uint32 (uint16 where V <= 65,536) | ids |
+| source | text | as in a trajectory |
+| ended, expert | bool | as in a trajectory |
+| given | uint32 | as in a trajectory |
+| counts | list of uint32 (uint8, uint16 where it fits) | size of the set at each action after the ``given`` ones |
+| unary, remainders | binary | the ids of the sets, rising within a set; see ``coding`` |
+| codes | binary | a byte a token of a set, in the same order; ``coding.LEVELS`` has their log-probabilities |
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distillzoo.core.cache.coding import LEVELS, Bytes, Ints, packed_ids, quantised, unpacked_ids
+from distillzoo.core.trajectories import Completion, Trajectory
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The sets of a trajectory's n actions, in falling order of log-probability: E tokens in all."""
+
+    counts: Tensor
+    """``[n]``, the size of each set."""
+    actions: Tensor
+    """``[E]`` ids."""
+    logprobs: Tensor
+    """``[E]`` nats."""
+
+
+def write_shard(path: Path, trajectories: Sequence[Trajectory], sets: Sequence[Sets], size: int) -> int:
+    """Write a shard and say how many tokens its sets hold."""
+    ids = pa.uint16() if size <= 1 << 16 else pa.uint32()
+    widest = max((int(s.counts.max()) for s in sets if len(s.counts)), default=0)
+    count = pa.uint8() if widest < 1 << 8 else pa.uint16() if widest < 1 << 16 else pa.uint32()
+    coded = [_coded(s, size) for s in sets]
+    table = pa.table(
+        {
+            "prompt": pa.array([t.prompt for t in trajectories], pa.list_(ids)),
+            "response": pa.array([t.response.tokens for t in trajectories], pa.list_(ids)),
+            "ended": [t.response.ended for t in trajectories],
+            "expert": [t.expert for t in trajectories],
+            "given": pa.array([t.given for t in trajectories], pa.uint32()),
+            "source": pa.array([t.source for t in trajectories]).dictionary_encode(),
+            "counts": pa.array([s.counts.numpy() for s in sets], pa.list_(count)),
+            "unary": pa.array([c[0] for c in coded], pa.binary()),
+            "remainders": pa.array([c[1] for c in coded], pa.binary()),
+            "codes": pa.array([c[2] for c in coded], pa.binary()),
+        }
+    ).combine_chunks()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    return sum(len(s.actions) for s in sets)
+
+
+def _coded(sets: Sets, size: int) -> tuple[bytes, bytes, bytes]:
+    counts, actions = sets.counts.numpy().astype(np.int64), sets.actions.numpy().astype(np.int64)
+    order = np.lexsort((actions, np.repeat(np.arange(len(counts)), counts)))
+    unary, remainders = packed_ids(actions[order], counts, size)
+    return unary.tobytes(), remainders.tobytes(), quantised(sets.logprobs.numpy()[order]).tobytes()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cached(Trajectory):
+    """A trajectory with the teacher's sets at its actions on disk."""
+
+    shard: "Shard"
+    row: int
+
+    @property
+    def sets(self) -> Sets:
+        return self.shard.sets(self.row)
+
+
+class Shard:
+    """The trajectories of one file, decoded one by one when asked."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        column = {name: table[name].combine_chunks() for name in table.column_names}
+        self._size = size
+        self._counts = _lists(column["counts"])
+        self._unary, self._remainders, self._codes = (_binaries(column[n]) for n in ("unary", "remainders", "codes"))
+        self._facts = column
+
+    def __len__(self) -> int:
+        return len(self._facts["ended"])
+
+    def trajectories(self) -> list[Trajectory]:
+        """All of them, with what they need to be decoded."""
+        prompt, response, ended, expert, given, source = (
+            self._facts[name].to_pylist() for name in ("prompt", "response", "ended", "expert", "given", "source")
+        )
+        return [
+            Cached(
+                prompt=prompt[i],
+                response=Completion(response[i], ended[i]),
+                source=source[i],
+                expert=expert[i],
+                given=given[i],
+                shard=self,
+                row=i,
+            )
+            for i in range(len(self))
+        ]
+
+    def sets(self, row: int) -> Sets:
+        """The sets of a trajectory, a token of lower id first among those of equal code."""
+        counts: Ints = self._counts(row).astype(np.int64)
+        ids = unpacked_ids(self._unary(row), self._remainders(row), counts, self._size)
+        codes = self._codes(row)
+        order = np.lexsort((codes, np.repeat(np.arange(len(counts)), counts)))
+        return Sets(torch.from_numpy(counts), torch.from_numpy(ids[order]), torch.from_numpy(LEVELS[codes[order]]))
+
+
+def _lists(column: pa.ListArray) -> Callable[[int], NDArray[Any]]:
+    """The numbers of a row, without a copy."""
+    start, values = column.offsets.to_numpy(), column.values.to_numpy()
+    return lambda row: values[start[row] : start[row + 1]]
+
+
+def _binaries(column: pa.BinaryArray) -> Callable[[int], Bytes]:
+    """The bytes of a row, without a copy."""
+    _, offsets, data = column.buffers()
+    start = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    values = np.frombuffer(data if data is not None else b"", dtype=np.uint8)
+    return lambda row: values[start[row] : start[row + 1]]

@@ -1,0 +1,111 @@
+"""Caches on disk: what comes back, and what is left of a build that was cut off."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from distillzoo.core.cache.coding import FINEST, RELATIVE
+from distillzoo.core.cache.shard import Sets
+from distillzoo.core.cache.store import MANIFEST, TeacherCache
+from distillzoo.core.errors import UserError
+from distillzoo.core.trajectories import Completion, Trajectory
+
+KEY = {"teacher": "a" * 64, "subset": {"name": "top-p", "p": 0.8}}
+
+
+def trajectory(generator, size, n):
+    tokens = generator.integers(size, size=n).tolist()
+    prompt = generator.integers(size, size=3).tolist()
+    return Trajectory(prompt, Completion(tokens, n % 2 == 0), "teacher", expert=n % 3 > 0, given=min(1, n - 1))
+
+
+def sets(generator, size, n):
+    counts = generator.integers(1, 9, size=n)
+    actions = np.concatenate([generator.choice(size, k, replace=False) for k in counts] or [[]]).astype(np.int64)
+    logprobs = np.concatenate([-np.sort(generator.exponential(2.0, k)) for k in counts] or [[]]).astype(np.float32)
+    return Sets(torch.from_numpy(counts), torch.from_numpy(actions), torch.from_numpy(logprobs))
+
+
+def content(size=300, lengths=(1, 4, 2, 7), seed=0):
+    generator = np.random.default_rng(seed)
+    rows = [trajectory(generator, size, n) for n in lengths]
+    return rows, [sets(generator, size, len(t.response.tokens) - t.given) for t in rows]
+
+
+@pytest.mark.parametrize("size", [300, 100_000])
+def test_what_is_put_in_comes_back(tmp_path, size):
+    rows, theirs = content(size)
+    more, theirs_too = content(size, (3, 1), seed=1)
+    cache = TeacherCache.begin(tmp_path / "cache", KEY, size).add(rows, theirs).add(more, theirs_too).finish()
+    found = TeacherCache.open(tmp_path / "cache")
+    assert found == cache
+    assert (found.sequences, found.actions) == (6, sum(len(s.counts) for s in [*theirs, *theirs_too]))
+    for got, row, expected in zip(found.trajectories(), [*rows, *more], [*theirs, *theirs_too], strict=True):
+        for name in vars(row):
+            assert getattr(got, name) == getattr(row, name), name
+        stored = got.sets
+        assert stored.counts.tolist() == expected.counts.tolist()
+        bound = RELATIVE * (FINEST - expected.logprobs) + 1e-6
+        parts = [s.split(expected.counts.tolist()) for s in (stored.actions, expected.actions)]
+        for mine, given in zip(*parts, strict=True):
+            assert set(mine.tolist()) == set(given.tolist())
+        assert ((stored.logprobs - expected.logprobs).abs() <= bound).all(), "both fall within a set"
+
+
+def test_what_a_killed_build_leaves_is_gone_on_with(tmp_path):
+    rows, theirs = content()
+    TeacherCache.begin(tmp_path, KEY, 300).add(rows, theirs)
+    (tmp_path / "shard-00001.arrow.part").write_bytes(b"half")
+    again = TeacherCache.begin(tmp_path, KEY, 300)
+    assert (again.sequences, again.complete) == (4, False)
+    with pytest.raises(UserError, match=r"not complete \(4 trajectories so far\)"):
+        again.trajectories()
+    whole = again.add(rows, theirs).finish()
+    assert whole.verify() == []
+    assert [len(t.sets.counts) for t in whole.trajectories()] == 2 * [len(s.counts) for s in theirs]
+
+
+def test_what_is_wrong_with_the_files_is_found(tmp_path):
+    rows, theirs = content()
+    cache = TeacherCache.begin(tmp_path, KEY, 300).add(rows, theirs).add(rows, theirs).finish()
+    first, second = (tmp_path / f"shard-0000{i}.arrow" for i in range(2))
+    whole = first.read_bytes()
+    first.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert cache.verify() == ["shard-00000.arrow is not what was written: its sha256 differs."]
+    second.unlink()
+    assert len(cache.verify()) == 2
+    first.write_bytes(whole[:50])
+    with pytest.raises(UserError, match="is damaged"):
+        cache.trajectories()
+
+
+def test_a_cache_of_something_else_is_refused_with_the_field(tmp_path):
+    TeacherCache.begin(tmp_path / "cache", KEY, 300)
+    with pytest.raises(UserError, match=r"belongs to another teacher: aaa.*, and the run has bbb"):
+        TeacherCache.begin(tmp_path / "cache", {**KEY, "teacher": "b" * 64}, 300)
+    found = TeacherCache.open(tmp_path / "cache")
+    found.must_belong({**KEY, "subset": {"name": "top-k"}}, but=["subset"])
+    with pytest.raises(UserError, match="another max length: null, and the run has 160"):
+        found.must_belong({**KEY, "max_length": 160})
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep")
+    with pytest.raises(UserError, match="is no teacher cache"):
+        TeacherCache.begin(tmp_path, KEY, 300)
+    with pytest.raises(UserError, match="There is no teacher cache"):
+        TeacherCache.open(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_another_format_is_refused(tmp_path):
+    TeacherCache.begin(tmp_path, KEY, 300)
+    facts = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**facts, "format": 99}))
+    with pytest.raises(UserError, match="has the format 99, and this distillzoo reads 1"):
+        TeacherCache.open(tmp_path)
+    (tmp_path / MANIFEST).write_text("half")
+    with pytest.raises(UserError, match="is no JSON file"):
+        TeacherCache.open(tmp_path)
