@@ -25,7 +25,7 @@ class UnknownName(UserError):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest valid names, or all of them where none is near."""
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f" Did you mean {' or '.join(repr(n) for n in near)}?"

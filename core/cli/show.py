@@ -10,7 +10,9 @@ import yaml
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from distillzoo.core.config import build_part, dump, resolve
 from distillzoo.core.errors import UnknownName, UserError, suggest
@@ -159,7 +161,7 @@ def _show_part(target: Any, entry: Entry) -> None:
     if getattr(target, "paper", ""):
         console.print(target.paper, markup=False)
     console.print()
-    console.print(plain(inspect.getdoc(target) or ""), markup=False)
+    print_text(console, plain(inspect.getdoc(target) or ""))
     if inspect.isclass(target) and issubclass(target, Part) and target.model_fields:
         console.print()
         console.print(parameters(target))
@@ -173,6 +175,13 @@ def plain(doc: str) -> str:
         prose = not any(line.startswith((" ", "-", "*")) for line in lines)
         paragraphs.append(" ".join(lines) if prose else paragraph)
     return "\n\n".join(paragraphs)
+
+
+def print_text(console: Console, text: str) -> None:
+    """Lines that are too long for the screen go on at their own indentation."""
+    for line in text.splitlines():
+        words = line.lstrip() or " "
+        console.print(Padding(Text(words), (0, 0, 0, max(0, len(line) - len(words))), expand=False))
 
 
 def parameters(part: type[Part], chosen: dict[str, Any] | None = None) -> Table:
@@ -199,9 +208,9 @@ def _show_recipe(registry: Registry, entry: Entry) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{entry.name}[/bold]  recipe version {recipe.version}, from {entry.origin}")
     console.print(f"{recipe.title}\n{recipe.paper}\n", markup=False)
-    console.print(recipe.formula, markup=False)
+    print_text(console, recipe.formula)
     for number, text in enumerate(recipe.differs, 1):
-        console.print(f"  differs {number}. {text}", markup=False)
+        print_text(console, f"  differs {number}. {text}")
     for kind, choice in recipe.run.items():
         if kind in HOOKS:
             params = {k: v for k, v in choice.items() if k != "name"}
