@@ -3,6 +3,7 @@
 The three functions here never hold more than one chunk of logits. None supports a second derivative.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,9 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
 
 PAIR_ELEMENTS: Final = 1 << 21
 """Numbers of a gathered chunk ``[pairs, D]``: 8 MiB in float32, small enough for a processor's cache."""
+
+EXACT: Final = (torch.float32, torch.float64)
+"""Types in which a product needs no wider sum."""
 
 WIDE_PRODUCTS: Final = "out_dtype" in (torch.mm.__doc__ or "")
 """Whether this torch multiplies low-precision matrices into float32 on a GPU (from 2.8 on)."""
@@ -164,40 +169,82 @@ def _apply(fn: Callable[..., Tensor], logits: Tensor, other: Callable[[Tensor], 
 
 
 class _Gather(torch.autograd.Function):
+    """h[row] . W[action] of pairs in the order of their rows; ``start[n]`` is the first pair of row n."""
+
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, row: Tensor, action: Tensor, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor, action: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias, row, action)
+        ctx.save_for_backward(hidden, weight, bias, start, action)
         ctx.dtype = dtype
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        values = torch.empty(len(row), dtype=wide, device=hidden.device)
-        for pairs in _pair_chunks(len(row), hidden.shape[1]):
-            states, columns = hidden[row[pairs]].to(dtype).to(wide), weight[action[pairs]].to(dtype).to(wide)
-            values[pairs] = (states * columns).sum(1)
+        if hidden.device.type == "cpu" and hidden.dtype == weight.dtype == dtype and dtype in EXACT:
+            values = _sampled_product(hidden, weight, start, action)
+        else:
+            values = _chunked_product(hidden, weight, _rows(start, len(action)), action, dtype)
         return values if bias is None else values + bias[action]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias, row, action = ctx.saved_tensors
+        hidden, weight, bias, start, action = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        d_hidden = torch.zeros_like(hidden, dtype=grad.dtype) if wants_hidden else None
-        d_weight = torch.zeros_like(weight) if wants_weight else None
-        for pairs in _pair_chunks(len(row), hidden.shape[1]):
-            scale = grad[pairs, None]
-            if d_hidden is not None:
-                d_hidden.index_add_(0, row[pairs], scale * weight[action[pairs]].to(ctx.dtype))
-            if d_weight is not None:
-                contribution = scale * hidden[row[pairs]].to(ctx.dtype)
-                d_weight.index_add_(0, action[pairs], contribution.to(d_weight.dtype))
+        d_hidden = d_weight = None
+        if wants_hidden:
+            d_hidden = _weighted_sums(weight, action, start, grad, ctx.dtype).to(hidden.dtype)
+        if wants_weight:
+            ordered, pair = action.sort(stable=True)
+            touched, counts = ordered.unique_consecutive(return_counts=True)
+            row = _rows(start, len(action))[pair]
+            sums = _weighted_sums(hidden, row, counts.cumsum(0) - counts, grad[pair], ctx.dtype)
+            d_weight = torch.zeros_like(weight).index_copy_(0, touched, sums.to(weight.dtype))
         d_bias = torch.zeros_like(bias).index_add_(0, action, grad.to(bias.dtype)) if wants_bias else None
-        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+        return d_hidden, d_weight, d_bias, None, None, None
 
 
-def _pair_chunks(pairs: int, width: int) -> list[slice]:
+def _rows(start: Tensor, pairs: int) -> Tensor:
+    """The row of each pair."""
+    ends = torch.cat([start[1:], start.new_full((1,), pairs)])
+    return torch.repeat_interleave(torch.arange(len(start), device=start.device), ends - start)
+
+
+def _sampled_product(hidden: Tensor, weight: Tensor, start: Tensor, action: Tensor) -> Tensor:
+    """The pairs as the entries of a sparse matrix."""
+    if not len(action):  # the entries of a matrix that has none
+        return hidden.new_zeros(0)
+    rows = torch.cat([start, start.new_full((1,), len(action))])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        pattern = torch.sparse_csr_tensor(
+            rows, action, hidden.new_zeros(len(action)), (len(hidden), len(weight)), check_invariants=False
+        )
+        product: Tensor = torch.sparse.sampled_addmm(pattern, hidden.detach(), weight.detach().T, beta=0.0)
+        return product.values()
+
+
+def _chunked_product(hidden: Tensor, weight: Tensor, row: Tensor, action: Tensor, dtype: torch.dtype) -> Tensor:
+    """The pairs in chunks of ``PAIR_ELEMENTS``, factors in the given type, sums in float32 at least."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    values = torch.empty(len(row), dtype=wide, device=hidden.device)
+    for pairs in _parts(len(row), hidden.shape[1]):
+        states, columns = hidden[row[pairs]].to(dtype).to(wide), weight[action[pairs]].to(dtype).to(wide)
+        values[pairs] = (states * columns).sum(1)
+    return values
+
+
+def _weighted_sums(table: Tensor, index: Tensor, start: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """sum over i in group g of factor_i table[index_i], ``[groups, D]``; group g begins at ``start[g]``."""
+    if len(index) and table.dtype == dtype == factor.dtype:
+        return embedding_bag(index, table, start, mode="sum", per_sample_weights=factor)
+    sums = factor.new_zeros((len(start), table.shape[1]))
+    group = _rows(start, len(index))
+    for part in _parts(len(index), table.shape[1]):
+        sums.index_add_(0, group[part], factor[part, None] * table[index[part]].to(dtype))
+    return sums
+
+
+def _parts(pairs: int, width: int) -> list[slice]:
     step = max(1, PAIR_ELEMENTS // width)
-    return [slice(start, min(pairs, start + step)) for start in range(0, pairs, step)]
+    return [slice(begin, begin + step) for begin in range(0, pairs, step)]
 
 
 def head_logsumexp(hidden: Float[Tensor, "N D"], head: Head, block_elements: int) -> Float[Tensor, "N"]:
@@ -227,9 +274,10 @@ def gather_pairs(
     A pair costs D multiplications; memory beyond the result is a chunk of ``PAIR_ELEMENTS`` numbers.
     """
     asked = torch.ones_like(actions, dtype=torch.bool) if mask is None else mask
+    counts = asked.sum(1)
     row, column = asked.nonzero(as_tuple=True)
     action = actions[row, column]
-    values = _Gather.apply(hidden, head.weight, head.bias, row, action, compute_dtype(hidden))
+    values = _Gather.apply(hidden, head.weight, head.bias, counts.cumsum(0) - counts, action, compute_dtype(hidden))
     if head.holes is not None and len(head.holes):
         values = values.masked_fill(torch.isin(action, head.holes), float("-inf"))
     table: Tensor = values.new_zeros(actions.shape)

@@ -134,7 +134,7 @@ class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor):
-            self.numbers = max(self.numbers, out.numel())
+            self.numbers = max(self.numbers, out._nnz() if out.layout == torch.sparse_csr else out.numel())
         return out
 
 
