@@ -203,6 +203,16 @@ def _type(info: FieldInfo) -> str:
     return getattr(info.annotation, "__name__", None) or str(info.annotation) if not literal else str(info.annotation)
 
 
+def _print_asks(registry: Registry, entry: Entry, console: Console) -> None:
+    from distillzoo.core.asks import asks
+
+    config = resolve(registry, algo=entry.name)
+    subset, objective, extraction, _ = (build_part(registry, config, kind) for kind in PART_KINDS)
+    found = asks(subset, objective, extraction)
+    console.print("\n[bold]asks in a step[/bold]")
+    print_text(console, f"of the student's head  {found.student}\nof the teacher         {found.teacher}")
+
+
 def _show_recipe(registry: Registry, entry: Entry) -> None:
     recipe = Recipe.read(Path(entry.target))
     console = Console(highlight=False)
@@ -211,6 +221,7 @@ def _show_recipe(registry: Registry, entry: Entry) -> None:
     print_text(console, recipe.formula)
     for number, text in enumerate(recipe.differs, 1):
         print_text(console, f"  differs {number}. {text}")
+    _print_asks(registry, entry, console)
     for kind, choice in recipe.run.items():
         if kind in HOOKS:
             params = {k: v for k, v in choice.items() if k != "name"}
