@@ -16,6 +16,7 @@ import platformdirs
 import torch
 from accelerate import PartialState
 
+from distillzoo.core.cache.store import TeacherCache
 from distillzoo.core.config import RunConfig, build_part
 from distillzoo.core.data import Encoder, Row, Truncation, end_token, hold_out, load_rows, load_texts
 from distillzoo.core.errors import UserError
@@ -236,6 +237,8 @@ class World:
         if self.texts:
             tokens = [[*text.prompt, *text.response.tokens] for text in self.texts]
             found["corpus"] = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+        if self.config.teacher_cache is not None:
+            found["teacher_cache"] = TeacherCache.open(self.config.teacher_cache).digest
         return found
 
     @cached_property

@@ -146,6 +146,12 @@ class TeacherCache:
         return self
 
     @property
+    def digest(self) -> str:
+        """sha256 over what the cache belongs to and the hashes of its shards."""
+        facts = [self.key, [shard.sha256 for shard in self.shards]]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
     def sequences(self) -> int:
         return sum(shard.sequences for shard in self.shards)
 

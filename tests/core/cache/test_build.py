@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,16 @@ def test_a_cache_that_does_not_belong_is_refused_with_the_field(here, world, run
     refused(here("run", *PARTS, *world, *run, "--teacher-cache", "nowhere"), "There is no teacher cache in")
     other = here("run", *PARTS, *world, *run, *cached, "--seed", 3, "-q", "--output", "out")
     assert other.returncode == 0, "another seed trains on the same trajectories"
+
+
+def test_a_run_does_not_go_on_from_another_cache(here, world, run, tmp_path):
+    assert here("cache", "build", "cache", *PARTS, *world, "-q").returncode == 0
+    arguments = [*PARTS, *world, *run, "--set", "train.save_every=4", "--teacher-cache", "cache", "--output", "out"]
+    assert here("run", *arguments, "-q").returncode == 0
+    (tmp_path / "out" / "result.json").unlink()  # as if killed in the last evaluation
+    shutil.rmtree(tmp_path / "cache")
+    assert here("cache", "build", "cache", *PARTS, *world, "--set", "subset.p=0.9", "-q").returncode == 0
+    refused(here("run", "--resume", "out"), "began with another teacher_cache, so it can't go on")
 
 
 @pytest.mark.parametrize(
