@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from distillzoo.core.cli.output import print_json, silence_libraries
+from distillzoo.core.cli.output import loading, print_json, silence_libraries
 from distillzoo.core.cli.run import flags_tree
 from distillzoo.core.config import resolve
 from distillzoo.core.registry import installed
@@ -40,12 +40,13 @@ def build(folder: Path, algo: str | None, file: Path | None, sets: tuple[str, ..
     at each of their actions. Give the run the same options and --teacher-cache FOLDER.
     """
     registry = installed()
-    config = resolve(registry, algo=algo, file=file, flags=flags_tree(flags), sets=sets)
-    silence_libraries()
-    from distillzoo.core.cache.build import build as fill
-    from distillzoo.core.cache.build import must_fit
-    from distillzoo.core.progress import Reporter
-    from distillzoo.core.world import World
+    with loading(quiet):
+        config = resolve(registry, algo=algo, file=file, flags=flags_tree(flags), sets=sets)
+        silence_libraries()
+        from distillzoo.core.cache.build import build as fill
+        from distillzoo.core.cache.build import must_fit
+        from distillzoo.core.progress import Reporter
+        from distillzoo.core.world import World
 
     world = World(config, registry, Reporter(quiet=quiet))
     must_fit(world)

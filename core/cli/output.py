@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -27,6 +28,13 @@ def silence_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def loading(quiet: bool = False) -> Iterator[None]:
+    """Shown on a terminal during the seconds that the imports take."""
+    with Console(stderr=True, quiet=quiet).status("loading the libraries"):
+        yield
 
 
 def print_json(value: Any) -> None:

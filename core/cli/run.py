@@ -87,6 +87,8 @@ def run(
     (--config), flags and --set fill one configuration, each over the one before; it is written into the run directory,
     and running that file again repeats the run.
     """
+    from distillzoo.core.cli.output import loading
+
     registry = installed()
     if resume is not None:
         given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value not in (None, False)]
@@ -98,14 +100,16 @@ def run(
             directory = RunDirectory.shared(resume)
         if directory.result.exists():
             raise UserError(f"The run in '{resume}' is finished: its result is in {directory.result}.")
-        config = resolve(registry, file=directory.config)
+        with loading(quiet or as_json):
+            config = resolve(registry, file=directory.config)
     else:
         if algo is None and file is None and not any(flags.get(kind) for kind in PART_KINDS):
             raise UserError(
                 f"Name an algorithm: --algo {' | '.join(registry.names('recipe'))}, for example "
                 f"distillzoo run --algo bd-iql --subset top-p."
             )
-        config = resolve(registry, algo=algo, file=file, flags=flags_tree(flags), sets=sets)
+        with loading(quiet or as_json):
+            config = resolve(registry, algo=algo, file=file, flags=flags_tree(flags), sets=sets)
         directory = _directory(config)
     _distil(config, directory, quiet, as_json)
 
@@ -125,15 +129,16 @@ def _first_process() -> bool:
 
 
 def _distil(config: RunConfig, directory: RunDirectory, quiet: bool, as_json: bool) -> None:
-    from distillzoo.core.cli.output import print_json, print_result, silence_libraries
+    from distillzoo.core.cli.output import loading, print_json, print_result, silence_libraries
 
     if any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
         raise UserError("FSDP and DeepSpeed are not supported yet: use one process, or several with plain DDP.")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs the package wandb: pip install 'distillzoo[wandb]'.")
-    silence_libraries()
-    from distillzoo.core.distill import distil
-    from distillzoo.core.progress import Reporter
+    with loading(quiet or as_json):
+        silence_libraries()
+        from distillzoo.core.distill import distil
+        from distillzoo.core.progress import Reporter
 
     try:
         result = distil(config, installed(), directory, Reporter(quiet=quiet or as_json or not _first_process()))
