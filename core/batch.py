@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distillzoo.core.cache.shard import Cached
+from distillzoo.core.cache.shard import Cached, Sets
 from distillzoo.core.subset import Subset
 from distillzoo.core.trajectories import Trajectory
 from distillzoo.core.transitions import IGNORED, Transitions, transitions
@@ -20,6 +20,13 @@ class Taught(Trajectory):
     """A trajectory with the teacher's last hidden states at its actions, ``[n, D]``."""
 
     states: Float[Tensor, "n D"] = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Trajectory):
+    """A trajectory with the teacher's sets at its actions, in memory."""
+
+    sets: Sets = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,12 @@ def _of_the_teacher(trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
     states = [t.states for t in trajectories if isinstance(t, Taught)]
     if len(states) == len(trajectories):
         return {"teacher_states": torch.cat(states)}
-    sets = [t.sets for t in trajectories if isinstance(t, Cached)]
+    sets = [t.sets for t in trajectories if isinstance(t, Cached | Held)]
     if len(sets) < len(trajectories):
         return {}
     counts = torch.cat([s.counts for s in sets])
     mask = torch.arange(int(counts.max()) if len(counts) else 0) < counts[:, None]
     actions = torch.zeros(mask.shape, dtype=torch.long)
     logprobs = torch.zeros(mask.shape)
-    actions[mask], logprobs[mask] = torch.cat([s.actions for s in sets]), torch.cat([s.logprobs for s in sets])
+    actions[mask], logprobs[mask] = torch.cat([s.actions for s in sets]).long(), torch.cat([s.logprobs for s in sets])
     return {"set_actions": actions, "set_logprobs": logprobs, "set_mask": mask}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from distillzoo.core.batch import Collator, TrajectoryData
-from distillzoo.core.cache.build import opened
+from distillzoo.core.cache.build import asks_more, opened
 from distillzoo.core.config import RunConfig, dump
 from distillzoo.core.errors import UserError
 from distillzoo.core.evaluation import Scores
@@ -32,7 +32,7 @@ from distillzoo.core.rounds import Rounds
 from distillzoo.core.rundir import RunDirectory, checkpoint_step
 from distillzoo.core.step import Distillation
 from distillzoo.core.subset import Subset
-from distillzoo.core.taught import pays, taught
+from distillzoo.core.taught import pays, states_fit, taught, with_sets
 from distillzoo.core.trainer import Corpus, DistillTrainer, Places, share_of
 from distillzoo.core.trajectories import Trajectory
 from distillzoo.core.world import World
@@ -186,7 +186,8 @@ def _train(
     collator = Collator(world.tokenizer.pad_token_id)
     asked = cut is None and (subset.needs_teacher or objective.needs_teacher_view(subset))
     if asked:
-        trajectories = _taught(world, trajectories, collator, arguments, "the trajectories")
+        alone = asks_more(world) is None
+        trajectories = _taught(world, trajectories, collator, arguments, "the trajectories", sets=alone)
     texts = _taught(world, world.texts, collator, arguments, "the second corpus") if lm.teacher_share else world.texts
     corpus = Corpus(texts, lm.weight, lm.teacher_share) if texts else None
     asked = asked or (corpus is not None and corpus.teacher_share > 0)
@@ -227,15 +228,24 @@ def _train(
 
 
 def _taught(
-    world: World, trajectories: list[Trajectory], collator: Collator, arguments: TrainingArguments, what: str
+    world: World,
+    trajectories: list[Trajectory],
+    collator: Collator,
+    arguments: TrainingArguments,
+    what: str,
+    sets: bool = False,
 ) -> list[Trajectory]:
-    """The trajectories with the teacher's states, where computing them once is cheaper than in every step."""
-    size = arguments.per_device_train_batch_size
-    sequences = arguments.max_steps * arguments.gradient_accumulation_steps * size
-    if not pays(world.teacher, trajectories, sequences):
+    """The trajectories with the teacher's states, or its sets, where once costs less than in each step."""
+    size, advance = arguments.per_device_train_batch_size, world.reporter.advance
+    if not pays(trajectories, arguments.max_steps * arguments.gradient_accumulation_steps * size):
+        return trajectories
+    if not sets and not states_fit(world.teacher, trajectories):
         return trajectories
     with world.reporter.stage(f"the teacher reads {what}", total=len(trajectories)):
-        return list(taught(world.teacher, trajectories, collator, size, world.reporter.advance))
+        if not sets:
+            return taught(world.teacher, trajectories, collator, size, advance)
+        found = with_sets(world.teacher, world.parts[0], trajectories, collator, size, advance)
+        return trajectories if found is None else list(found)
 
 
 def _sequences(config: RunConfig) -> int:

@@ -74,7 +74,7 @@ class DistillTrainer(Trainer):
         collator: turns trajectories into a batch.
         rounds: where the trajectories come from, if not from ``train_dataset``.
         corpus: of the language-modelling term.
-        cut: makes the subset's sets of those that trajectories from a cache come with.
+        cut: makes the subset's sets of those that trajectories come with, where they are larger.
     """
 
     def __init__(
@@ -184,9 +184,9 @@ class DistillTrainer(Trainer):
         if self._target is not None:
             with self.accelerator.autocast():  # as the student, whose copy it is
                 target = self._target.view(batch, table)
-        if batch.stored is not None:
-            assert self._cut is not None, "trajectories from a cache come with what cuts their sets"
-            return Asked(batch, table, self._cut(batch.stored), None, target)
+        stored = batch.stored
+        if stored is not None:
+            return Asked(batch, table, stored if self._cut is None else self._cut(stored), None, target)
         if self._teacher is None or not (self._subset.needs_teacher or self._needs_view):
             return Asked(batch, table, None, None, target)
         view = self._view_of_teacher(batch, table)

@@ -7,16 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from distillzoo.core.batch import Batch, Collator
 from distillzoo.core.cache.logits import served
-from distillzoo.core.cache.shard import Sets
 from distillzoo.core.cache.store import TeacherCache
 from distillzoo.core.errors import UserError
 from distillzoo.core.models import tokenizer_hash
 from distillzoo.core.subset import Subset
-from distillzoo.core.taught import taught
+from distillzoo.core.taught import MOST_BYTES, with_sets
 from distillzoo.core.trajectories import Trajectory
 from distillzoo.core.world import World
 
@@ -52,32 +49,38 @@ def must_fit(world: World) -> None:
     Raises:
         UserError: with what it asks.
     """
-    subset, objective, _, trajectories = world.parts
     config = world.config
-    if trajectories.period is not None:
+    if world.parts[3].period is not None:
         raise UserError(
             f"The source {config.trajectories.name} samples from the student as it learns, and a teacher cache holds "
             f"trajectories that don't change. Use dataset or teacher."
         )
+    why = asks_more(world)
+    if config.lm.data is not None and config.lm.weight * config.lm.teacher_share > 0:
+        why = "lm.teacher_share has the teacher read the second corpus"
+    if why is not None:
+        raise UserError(f"A teacher cache holds the teacher's subset a state alone, and {why}.")
+
+
+def asks_more(world: World) -> str | None:
+    """Why the teacher's sets, computed once, are not all that the composition asks of the teacher; None if they are."""
+    subset, objective = world.parts[:2]
+    name = f"the subset {world.config.subset.name}"
     for asks, why in (
-        (not subset.needs_teacher, f"the subset {config.subset.name} is the whole vocabulary"),
-        (subset.needs_student, f"the subset {config.subset.name} depends on the student"),
-        (subset.draws, f"the subset {config.subset.name} is drawn anew in each step"),
+        (not subset.needs_teacher, f"{name} is the whole vocabulary"),
+        (subset.needs_student, f"{name} depends on the student"),
+        (subset.draws, f"{name} is drawn anew in each step"),
         (subset.include_action, "subset.include_action asks for the teacher's log-probability of every action"),
         (
             objective.needs_teacher_view(subset),
-            f"the objective {config.objective.name}, as it is set, reads the teacher's whole distribution",
-        ),
-        (
-            config.lm.data is not None and config.lm.weight * config.lm.teacher_share > 0,
-            "lm.teacher_share has the teacher read the second corpus",
+            f"the objective {world.config.objective.name}, as it is set, reads the teacher's whole distribution",
         ),
     ):
         if asks:
-            raise UserError(f"A teacher cache holds the teacher's subset a state alone, and {why}.")
+            return why
+    return None
 
 
-@torch.no_grad()
 def build(world: World, folder: Path) -> TeacherCache:
     """A whole cache of the world's trajectories, going on where an earlier build was cut off.
 
@@ -89,28 +92,20 @@ def build(world: World, folder: Path) -> TeacherCache:
     if cache.complete:
         return cache
     trajectories = world.collect()
+    size = world.config.train.device_batch_size or world.config.train.batch_size
+    collator = Collator(world.tokenizer.pad_token_id)
     with world.reporter.stage("the teacher reads the trajectories", total=len(trajectories)):
         world.reporter.advance(cache.sequences)
         for start in range(cache.sequences, len(trajectories), SHARD):
             part = trajectories[start : start + SHARD]
-            cache = cache.add(part, _sets(world, part))
+            read = with_sets(world.teacher, world.parts[0], part, collator, size, world.reporter.advance)
+            if read is None:
+                raise UserError(
+                    f"The sets of {SHARD} trajectories take more than {MOST_BYTES:,} bytes. Set subset.k_max, or take "
+                    f"a smaller subset."
+                )
+            cache = cache.add(part, [trajectory.sets for trajectory in read])
     return cache.finish()
-
-
-def _sets(world: World, trajectories: list[Trajectory]) -> list[Sets]:
-    size = world.config.train.device_batch_size or world.config.train.batch_size
-    collator = Collator(world.tokenizer.pad_token_id)
-    read = taught(world.teacher, trajectories, collator, size, world.reporter.advance)
-    found = []
-    for start in range(0, len(read), size):
-        states = [t.states for t in read[start : start + size]]
-        subset = world.parts[0].select(world.teacher.view(torch.cat(states).to(world.device)))
-        counts, mask = subset.size.cpu(), subset.mask
-        actions, logprobs = subset.actions[mask].cpu(), subset.logprobs[mask].float().cpu()
-        rows = counts.split([len(s) for s in states])
-        entries = [int(r.sum()) for r in rows]
-        found += [Sets(*s) for s in zip(rows, actions.split(entries), logprobs.split(entries), strict=True)]
-    return found
 
 
 def opened(world: World, folder: Path) -> tuple[list[Trajectory], Callable[[Subset], Subset]]:

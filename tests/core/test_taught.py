@@ -11,8 +11,9 @@ from distillzoo.core.config import resolve
 from distillzoo.core.distill import distil
 from distillzoo.core.models import Vocabulary, backbone
 from distillzoo.core.progress import Reporter
+from distillzoo.core.registry import installed
 from distillzoo.core.rundir import RunDirectory
-from distillzoo.core.taught import pays, taught
+from distillzoo.core.taught import pays, states_fit, taught, with_sets
 from tests.core.one_step import COUNT, EOS, corpus, trainer_of, trajectories, weights
 from tests.core.test_trainer import COMPOSITIONS, assert_same
 from tests.tiny import VOCABULARY, tiny_model
@@ -63,30 +64,63 @@ def test_the_step_is_the_same_and_the_teacher_does_not_run(composition, of_corpu
     assert not calls
 
 
-def test_it_pays_with_rounds_to_come_memory_to_spare_and_a_linear_head(monkeypatch):
+@pytest.mark.parametrize("composition", [("iql", "top-p"), ("forward-kl", "top-k"), ("reverse-kl", "top-p")])
+def test_the_step_is_the_same_with_the_sets_alone(composition, tmp_path):
+    live, expected = trainer_of(tmp_path / "live", *composition)
+    live.train()
+    once, student = trainer_of(tmp_path / "once", *composition)
+    subset = once._subset
+    once.train_dataset = TrajectoryData(with_sets(TEACHER, subset, trajectories(), COLLATE, 3, lambda count: None))
+    once._teacher = None
+    once.train()
+    assert_same(weights(student), weights(expected))
+
+
+def test_sets_are_those_of_a_live_teacher():
+    rows, _ = learned()
+    subset = installed().get("subset", "top-p")(p=0.9)
+    batch = Batch(**COLLATE(with_sets(TEACHER, subset, rows, COLLATE, 3, lambda count: None)))
+    expected = subset.select(TEACHER.view_of(batch, batch.transitions()))
+    assert torch.equal(batch.stored.actions, expected.actions)
+    assert torch.equal(batch.stored.mask, expected.mask)
+    torch.testing.assert_close(batch.stored.logprobs, expected.logprobs)
+    torch.testing.assert_close(batch.stored.mass, expected.mass)
+
+
+def test_it_pays_with_rounds_to_come():
     rows = trajectories()
-    assert pays(TEACHER, rows, 12)
-    assert not pays(TEACHER, rows, 11), "a pass over 8 sequences for fewer than 12"
-    assert not pays(replace(TEACHER, head=None), rows, 100)
-    assert not pays(TEACHER, [], 100)
+    assert pays(rows, 12)
+    assert not pays(rows, 11), "a pass over 8 sequences for fewer than 12"
+    assert not pays([], 100)
+
+
+def test_what_is_kept_has_a_limit(monkeypatch):
+    rows = trajectories()
+    assert not states_fit(replace(TEACHER, head=None), rows)
     actions = sum(len(t.response.tokens) for t in rows)
     width = TEACHER.head.weight.shape[1] * 4
     monkeypatch.setattr(module, "MOST_BYTES", actions * width)
-    assert pays(TEACHER, rows, 100)
+    assert states_fit(TEACHER, rows)
     monkeypatch.setattr(module, "MOST_BYTES", actions * width - 1)
-    assert not pays(TEACHER, rows, 100)
+    assert not states_fit(TEACHER, rows)
     rows[3] = replace(rows[3], given=1)
-    assert pays(TEACHER, rows, 100), "what is given has no action"
+    assert states_fit(TEACHER, rows), "what is given has no action"
+    three = installed().get("subset", "top-k")(k=3)
+    monkeypatch.setattr(module, "MOST_BYTES", (actions - 1) * 3 * 8)
+    assert with_sets(TEACHER, three, rows, COLLATE, 3, lambda count: None) is not None
+    monkeypatch.setattr(module, "MOST_BYTES", (actions - 1) * 3 * 8 - 1)
+    assert with_sets(TEACHER, three, rows, COLLATE, 3, lambda count: None) is None
 
 
-def test_a_run_of_many_rounds_scores_as_one_with_a_live_teacher(registry, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("algo", ["kd", "bd-plus"])
+def test_a_run_of_many_rounds_scores_as_one_with_a_live_teacher(algo, registry, tiny, tmp_path, monkeypatch):
     flags = {
         "teacher": {"model": str(tiny.teacher)}, "student": {"model": str(tiny.student)}, "device": "cpu",
         "data": {"train": str(tiny.data), "max_length": 20, "max_prompt_length": 8},
         "train": {"max_steps": 30, "batch_size": 8, "lr": 1e-2, "log_every": 1, "save_every": 100},
         "evaluate": {"limit": 2, "before": False},
     }  # fmt: skip
-    config = resolve(registry, algo="kd", flags=flags)
+    config = resolve(registry, algo=algo, flags=flags)
     titles = []
 
     class Listening(Reporter):
@@ -99,5 +133,5 @@ def test_a_run_of_many_rounds_scores_as_one_with_a_live_teacher(registry, tiny, 
     monkeypatch.setattr(module, "MOST_BYTES", 0)
     titles.clear()
     live = distil(config, registry, RunDirectory.create(tmp_path / "live"), Listening())
-    assert "the teacher reads the trajectories" not in titles
+    assert ("the teacher reads the trajectories" in titles) == (algo == "bd-plus"), "it finds out as it reads"
     assert once["scores"]["after"]["forward-kl"] == pytest.approx(live["scores"]["after"]["forward-kl"], rel=1e-3)
