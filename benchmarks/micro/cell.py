@@ -75,8 +75,7 @@ def _scores(cell: Cell, folder: Path) -> dict[str, Any]:
     measured = {**measured, "top_p": NUCLEUS, "metrics": ["right", "rouge-l"]}
     config = resolve(registry, algo=cell.algo, flags={**flags, **trained, "evaluate": measured}, sets=cell.sets)
     world = World(config, registry)
-    world.load()
-    nucleus = world.evaluate(world.student, "the student")
+    nucleus = world.evaluate(world.student, "the student", against_teacher=False)
     scores = result["scores"]["after"] | {f"{name} at {NUCLEUS}": value for name, value in nucleus.metrics.items()}
     shutil.rmtree(folder)
     return {
