@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from distillzoo.core.checks.world import Layout, laid_out, make_world
+from distillzoo.core.config import PlainCorpus
 from distillzoo.core.extraction import PolicyExtraction
 from distillzoo.core.logits import DenseLogits, LogitView, RowFunction
 from distillzoo.core.objective import Objective, TDBatch
@@ -40,7 +41,14 @@ class _Watched(DenseLogits):
         return super().block(rows)
 
 
-def asks(subset: ActionSubset, objective: Objective, extraction: PolicyExtraction) -> Asks:
+def of_the_teacher(subset: ActionSubset, objective: Objective, lm: PlainCorpus) -> str:
+    """What one step of the composition asks of the teacher."""
+    if objective.needs_teacher_view(subset) or subset.needs_student or lm.weight * lm.teacher_share > 0:
+        return "the whole distribution"
+    return "the subset" if subset.needs_teacher else "nothing"
+
+
+def asks(subset: ActionSubset, objective: Objective, extraction: PolicyExtraction, lm: PlainCorpus) -> Asks:
     """What one step of the composition asks for. The logits of the taken actions are always among it."""
     world = make_world()
     table, rows = laid_out(world, Layout(tuple(range(len(world.answers)))))
@@ -52,14 +60,12 @@ def asks(subset: ActionSubset, objective: Objective, extraction: PolicyExtractio
         chosen = WholeVocabulary(student, teacher)
     objective.terms(TDBatch(table, student, chosen, extraction, teacher, target))
     share = objective.support_fraction
-    if student.whole:
+    if student.whole or (lm.weight > 0 and lm.teacher_share > 0):
         of_student = "all logits, in chunks"
-    elif student.reduced or (objective.support_weight > 0 and not chosen.full and share == 1):
+    elif student.reduced or lm.weight > 0 or (objective.support_weight > 0 and not chosen.full and share == 1):
         of_student = "a sum over the vocabulary, in chunks" + ("" if chosen.full else ", and the subset")
     elif objective.support_weight > 0 and not chosen.full:
         of_student = f"the subset, and a sum over the vocabulary in {share:g} of the states"
     else:
         of_student = "the subset"
-    if objective.needs_teacher_view(subset) or subset.needs_student:
-        return Asks(of_student, "the whole distribution")
-    return Asks(of_student, "the subset" if subset.needs_teacher else "nothing")
+    return Asks(of_student, of_the_teacher(subset, objective, lm))

@@ -47,14 +47,14 @@ class Batch:
     set_actions: Int[Tensor, "N K"] | None = None
     set_logprobs: Float[Tensor, "N K"] | None = None
     set_mask: Bool[Tensor, "N K"] | None = None
+    set_mass: Float[Tensor, "N"] | None = None
 
     @property
     def stored(self) -> Subset | None:
         """The teacher's sets, if they came with the sequences."""
-        if self.set_actions is None or self.set_logprobs is None or self.set_mask is None:
+        if self.set_actions is None or self.set_logprobs is None or self.set_mask is None or self.set_mass is None:
             return None
-        mass = torch.where(self.set_mask, self.set_logprobs.exp(), 0.0).sum(1).clamp(max=1.0)
-        return Subset(self.set_actions, self.set_mask, self.set_logprobs, mass)
+        return Subset(self.set_actions, self.set_mask, self.set_logprobs, self.set_mass)
 
     def transitions(self) -> Transitions:
         return transitions(self.labels, self.input_ids, self.ended, self.expert, self.behaviour)
@@ -120,4 +120,5 @@ def _of_the_teacher(trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
     actions = torch.zeros(mask.shape, dtype=torch.long)
     logprobs = torch.zeros(mask.shape)
     actions[mask], logprobs[mask] = torch.cat([s.actions for s in sets]).long(), torch.cat([s.logprobs for s in sets])
-    return {"set_actions": actions, "set_logprobs": logprobs, "set_mask": mask}
+    mass = torch.cat([s.mass for s in sets])
+    return {"set_actions": actions, "set_logprobs": logprobs, "set_mask": mask, "set_mass": mass}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from distillzoo.core.batch import Collator, TrajectoryData
-from distillzoo.core.cache.build import asks_more, opened
+from distillzoo.core.cache.build import asks_more, must_fit, opened
 from distillzoo.core.config import RunConfig, dump
 from distillzoo.core.errors import UserError
 from distillzoo.core.evaluation import Scores
@@ -54,15 +54,18 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     start = time.perf_counter()
     set_seed(config.seed)
     world = World(config, registry, reporter)
+    if config.teacher_cache is not None:
+        must_fit(world)
     world.load()
+    cached = None if config.teacher_cache is None else opened(world, config.teacher_cache)
     if not directory.config.exists():
         directory.write_text(directory.config, dump(config))
     inputs = world.inputs
     _same_inputs(inputs, directory)
     online = world.parts[3].period is not None
     cut: Callable[[Subset], Subset] | None = None
-    if config.teacher_cache is not None:
-        trajectories, cut = opened(world, config.teacher_cache)
+    if cached is not None:
+        trajectories, cut = cached
     else:
         trajectories = [] if online else world.collect()
     _say_what_was_cut(world, reporter)
@@ -73,7 +76,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     if cut is not None:
         world.release_teacher()
     set_seed(config.seed)
-    seconds, trainer = _train(world, trajectories, cut, directory, reporter)
+    trained = _train(world, trajectories, cut, directory, reporter)
     if not directory.writes:
         return None
     scores["after"] = world.evaluate(world.student, "the student after")
@@ -92,11 +95,11 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "sampled_tokens_per_second": {name: found.tokens_per_second for name, found in scores.items()},
         "directions": {name: metric.direction for name, metric in world.metrics.items()},
         "training": {
-            "steps": trainer.state.global_step,
+            "steps": trained.steps,
             "trajectories": _sequences(config) if online else len(trajectories),
-            "response_tokens": trainer.response_tokens,
-            "seconds": seconds,
-            "response_tokens_per_second": trainer.response_tokens / max(seconds, 1e-9),
+            "response_tokens": trained.response_tokens,
+            "seconds": trained.seconds,
+            "response_tokens_per_second": trained.response_tokens / max(trained.seconds, 1e-9),
         },
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory(world.device),
@@ -172,13 +175,22 @@ class _MetricsFile(TrainerCallback):
             self._directory.append_metrics({"step": state.global_step, **logs})
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What is told of a training. The trainer itself, with the optimiser's state, may go."""
+
+    seconds: float
+    steps: int
+    response_tokens: int
+
+
 def _train(
     world: World,
     trajectories: list[Trajectory],
     cut: Callable[[Subset], Subset] | None,
     directory: RunDirectory,
     reporter: Reporter,
-) -> tuple[float, DistillTrainer]:
+) -> _Trained:
     start = time.perf_counter()
     subset, objective, extraction, source = world.parts
     arguments = training_arguments(world, directory)
@@ -224,7 +236,7 @@ def _train(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.count_all_processes()
-    return time.perf_counter() - start, trainer
+    return _Trained(time.perf_counter() - start, trainer.state.global_step, trainer.response_tokens)
 
 
 def _taught(

@@ -1,13 +1,13 @@
 """The run directory. Files appear by write-then-rename, so a killed run leaves no half file."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distillzoo.core.errors import UserError, cannot
+from distillzoo.core.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,7 @@ class RunDirectory:
         """Write a file of the run, whole or not at all."""
         if not self.writes:
             return
-        half = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with half.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            half.replace(path)
-        except OSError as error:
-            half.unlink(missing_ok=True)
-            raise cannot("write", path, error) from None
+        write_whole(path, text)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write JSON, whole or not at all."""

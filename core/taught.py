@@ -74,14 +74,14 @@ def with_sets(
     for places, states, counts in _read(teacher, trajectories, collator, batch_size, progress):
         chosen = subset.select(teacher.view(states))
         sizes, actions = chosen.size.cpu().split(counts), chosen.actions[chosen.mask].int().cpu()
-        logprobs = chosen.logprobs[chosen.mask].float().cpu()
+        logprobs, masses = chosen.logprobs[chosen.mask].float().cpu(), chosen.mass.float().cpu().split(counts)
         left -= actions.nbytes + logprobs.nbytes
         if left < 0:
             return None
         entries = [int(size.sum()) for size in sizes]
-        parts = zip(places, sizes, actions.split(entries), logprobs.split(entries), strict=True)
-        for place, size, mine, theirs in parts:
-            found[place] = Held(**vars(trajectories[place]), sets=Sets(size, mine.clone(), theirs.clone()))
+        parts = zip(places, sizes, actions.split(entries), logprobs.split(entries), masses, strict=True)
+        for place, *tensors in parts:
+            found[place] = Held(**vars(trajectories[place]), sets=Sets(*(tensor.clone() for tensor in tensors)))
     return [found[place] for place in range(len(trajectories))]
 
 

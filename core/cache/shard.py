@@ -8,15 +8,17 @@ Columns, one row a trajectory:
 | source | text | as in a trajectory |
 | ended, expert | bool | as in a trajectory |
 | given | uint32 | as in a trajectory |
+| logprobs | list of float32, may be null | as in a trajectory |
 | counts | list of uint32 (uint8, uint16 where it fits) | size of the set at each action after the ``given`` ones |
 | unary, remainders | binary | the ids of the sets, rising within a set; see ``coding`` |
+| mass | list of uint16 | teacher probability of each set, in units of 1 / 65,535, rounded up |
 | codes | binary | a byte a token of a set, in the same order; ``coding.LEVELS`` has their log-probabilities |
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,9 @@ from torch import Tensor
 
 from distillzoo.core.cache.coding import LEVELS, Bytes, Ints, packed_ids, quantised, unpacked_ids
 from distillzoo.core.trajectories import Completion, Trajectory
+
+UNITS: Final = (1 << 16) - 1
+"""A mass of 1."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Sets:
     """``[E]`` ids."""
     logprobs: Tensor
     """``[E]`` nats."""
+    mass: Tensor
+    """``[n]``, the teacher's probability of each set."""
 
 
 def write_shard(path: Path, trajectories: Sequence[Trajectory], sets: Sequence[Sets], size: int) -> int:
@@ -54,6 +61,8 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory], sets: Sequence[S
             "expert": [t.expert for t in trajectories],
             "given": pa.array([t.given for t in trajectories], pa.uint32()),
             "source": pa.array([t.source for t in trajectories]).dictionary_encode(),
+            "logprobs": pa.array([t.response.logprobs for t in trajectories], pa.list_(pa.float32())),
+            "mass": pa.array([_masses(s) for s in sets], pa.list_(pa.uint16())),
             "counts": pa.array([s.counts.numpy() for s in sets], pa.list_(count)),
             "unary": pa.array([c[0] for c in coded], pa.binary()),
             "remainders": pa.array([c[1] for c in coded], pa.binary()),
@@ -63,6 +72,12 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory], sets: Sequence[S
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     return sum(len(s.actions) for s in sets)
+
+
+def _masses(sets: Sets) -> NDArray[np.uint16]:
+    # rounded up, so that a set that reached p still does; the tolerance is for a product that is whole but for rounding
+    units = np.ceil(sets.mass.numpy().astype(np.float64) * UNITS - 1e-3)
+    return np.clip(units, 1, UNITS).astype(np.uint16)
 
 
 def _coded(sets: Sets, size: int) -> tuple[bytes, bytes, bytes]:
@@ -89,9 +104,9 @@ class Shard:
 
     def __init__(self, path: Path, size: int) -> None:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        column = {name: table[name].combine_chunks() for name in table.column_names}
+        column = {name: table[name].chunk(0) for name in table.column_names}  # written in one piece
         self._size = size
-        self._counts = _lists(column["counts"])
+        self._counts, self._mass = _lists(column["counts"]), _lists(column["mass"])
         self._unary, self._remainders, self._codes = (_binaries(column[n]) for n in ("unary", "remainders", "codes"))
         self._facts = column
 
@@ -100,13 +115,14 @@ class Shard:
 
     def trajectories(self) -> list[Trajectory]:
         """All of them, with what they need to be decoded."""
-        prompt, response, ended, expert, given, source = (
-            self._facts[name].to_pylist() for name in ("prompt", "response", "ended", "expert", "given", "source")
+        prompt, response, ended, logprobs, expert, given, source = (
+            self._facts[name].to_pylist()
+            for name in ("prompt", "response", "ended", "logprobs", "expert", "given", "source")
         )
         return [
             Cached(
                 prompt=prompt[i],
-                response=Completion(response[i], ended[i]),
+                response=Completion(response[i], ended[i], logprobs[i]),
                 source=source[i],
                 expert=expert[i],
                 given=given[i],
@@ -121,8 +137,13 @@ class Shard:
         counts: Ints = self._counts(row).astype(np.int64)
         ids = unpacked_ids(self._unary(row), self._remainders(row), counts, self._size)
         codes = self._codes(row)
-        order = np.lexsort((codes, np.repeat(np.arange(len(counts)), counts)))
-        return Sets(torch.from_numpy(counts), torch.from_numpy(ids[order]), torch.from_numpy(LEVELS[codes[order]]))
+        state = np.repeat(np.arange(len(counts)), counts)
+        order = np.lexsort((codes, state))
+        logprobs, mass = LEVELS[codes[order]], self._mass(row).astype(np.float32) / UNITS
+        if len(counts):  # what is listed must sum to the mass, also after rounding
+            total = np.add.reduceat(np.exp(logprobs), np.cumsum(counts) - counts)
+            logprobs = logprobs + np.log(mass / total)[state]
+        return Sets(*map(torch.from_numpy, (counts, ids[order], logprobs.astype(np.float32), mass)))
 
 
 def _lists(column: pa.ListArray) -> Callable[[int], NDArray[Any]]:

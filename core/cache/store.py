@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from distillzoo.core.cache.coding import FINEST, RELATIVE
 from distillzoo.core.cache.shard import Sets, Shard, write_shard
-from distillzoo.core.errors import UserError, cannot
+from distillzoo.core.errors import UserError, cannot, explain
+from distillzoo.core.files import write_whole
 from distillzoo.core.trajectories import Trajectory
 
 FORMAT: Final = 1
@@ -54,7 +56,7 @@ class TeacherCache:
     complete: bool = False
     format: int = field(default=FORMAT, kw_only=True)
     error_relative: float = field(default=RELATIVE, kw_only=True)
-    """A log-probability l above -24 nats is off by at most this times (error_offset - l)."""
+    """A log-probability l above -24 nats is off by at most this times (2 error_offset - l - l'), l' the set's least."""
     error_offset: float = field(default=FINEST, kw_only=True)
 
     @classmethod
@@ -76,12 +78,16 @@ class TeacherCache:
             raise cannot("read", path, error) from None
         except ValueError as error:
             raise UserError(f"'{path}' is no JSON file: {error}.") from None
-        if facts.get("format") != FORMAT:
+        written = facts.get("format") if isinstance(facts, dict) else None
+        if written != FORMAT:
             raise UserError(
-                f"The teacher cache in '{folder}' has the format {facts.get('format')}, and this distillzoo reads "
-                f"{FORMAT}. Build it anew."
+                f"The teacher cache in '{folder}' has the format {written}, and this distillzoo reads {FORMAT}. Build "
+                f"it anew."
             )
-        return cls(**{**facts, "folder": folder, "shards": tuple(ShardFacts(**s) for s in facts["shards"])})
+        try:
+            return TypeAdapter(cls).validate_python({**facts, "folder": folder})
+        except ValidationError as error:
+            raise explain(error, str(path)) from None
 
     @classmethod
     def begin(cls, folder: Path, key: Mapping[str, Any], size: int) -> Self:
@@ -95,7 +101,7 @@ class TeacherCache:
                 found = cls.open(folder)
                 found.must_belong(key)
                 return found
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
                 raise UserError(f"'{folder}' exists already and is no teacher cache. Choose another folder.")
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -106,20 +112,21 @@ class TeacherCache:
         """Refuse a cache of something else.
 
         Raises:
-            UserError: a field differs; ``but`` names those that may.
+            UserError: fields differ; ``but`` names those that may.
         """
         asked = json.loads(json.dumps(key))
-        for name in {**self.key, **asked}:
-            if name not in but and self.key.get(name) != asked.get(name):
-                raise UserError(
-                    f"The teacher cache in '{self.folder}' belongs to another {name.replace('_', ' ')}: "
-                    f"{_shown(self.key.get(name))}, and the run has {_shown(asked.get(name))}."
-                )
+        differing = [n for n in {**self.key, **asked} if n not in but and self.key.get(n) != asked.get(n)]
+        if differing:
+            pairs = (
+                f"{name.replace('_', ' ')} ({_shown(self.key.get(name))}, and the run has {_shown(asked.get(name))})"
+                for name in differing
+            )
+            raise UserError(f"The teacher cache in '{self.folder}' belongs to another {'; another '.join(pairs)}.")
 
     def add(self, trajectories: Sequence[Trajectory], sets: Sequence[Sets]) -> Self:
         """The cache with one shard more."""
         name = f"shard-{len(self.shards):05}.arrow"
-        half = self.folder / f"{name}.part"
+        half = self.folder / f".{name}.part"
         try:
             entries = write_shard(half, trajectories, sets, self.size)
             facts = ShardFacts(
@@ -135,14 +142,9 @@ class TeacherCache:
         return replace(self, complete=True)._written()
 
     def _written(self) -> Self:
-        path, half = self.folder / MANIFEST, self.folder / f"{MANIFEST}.part"
         facts = asdict(self)
         del facts["folder"]
-        try:
-            half.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            half.replace(path)
-        except OSError as error:
-            raise cannot("write", path, error) from None
+        write_whole(self.folder / MANIFEST, json.dumps(facts, indent=1))
         return self
 
     @property
@@ -181,7 +183,7 @@ class TeacherCache:
         return [trajectory for facts in self.shards for trajectory in self._shard(facts).trajectories()]
 
     def verify(self) -> list[str]:
-        """What is wrong with the files, a sentence each: missing, other bytes than written, other counts."""
+        """What is wrong with the files, a sentence each: missing, or other bytes than written."""
         found = []
         for facts in self.shards:
             path = self.folder / facts.file
@@ -197,7 +199,7 @@ class TeacherCache:
             return Shard(path, self.size)
         except OSError as error:
             raise cannot("read", path, error) from None
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, KeyError) as error:
             raise UserError(f"'{path}' is damaged: {error}. distillzoo cache verify checks the others.") from None
 
 

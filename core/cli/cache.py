@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from distillzoo.core.cli.output import loading, print_json, silence_libraries
 from distillzoo.core.cli.run import flags_tree
 from distillzoo.core.config import resolve
 from distillzoo.core.registry import installed
+
+if TYPE_CHECKING:
+    from distillzoo.core.cache.store import TeacherCache
 
 
 @click.group()
@@ -26,20 +29,30 @@ def cache() -> None:
 @click.option("--student", metavar="MODEL", help="The same, or prune:layers=N.  [default: the suite's]")
 @click.option("--data", metavar="DATA", help="JSON lines file, datasets id, or micro.")
 @click.option("--valid", metavar="DATA", help="Evaluation data of the runs; default as in run.")
-@click.option("--batch-size", type=int, help="Sequences the teacher reads at a time.")
+@click.option("--batch-size", type=click.IntRange(1), help="Sequences that the teacher reads at a time.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Of the matrix products.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any part of the configuration.")
 @click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Any field, for example subset.p=0.9.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the final line only.")
-def build(folder: Path, algo: str | None, file: Path | None, sets: tuple[str, ...], quiet: bool, **flags: Any) -> None:
+def build(
+    folder: Path,
+    algo: str | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    batch_size: int | None,
+    quiet: bool,
+    **flags: Any,
+) -> None:
     """Build a cache in FOLDER, or go on with one whose building was cut off.
 
     It holds the trajectories of the run that the options describe, and the teacher's subset with its log-probabilities
     at each of their actions. Give the run the same options and --teacher-cache FOLDER.
     """
     registry = installed()
+    if batch_size is not None:
+        sets = (*sets, f"train.device_batch_size={batch_size}")
     with loading(quiet):
         config = resolve(registry, algo=algo, file=file, flags=flags_tree(flags), sets=sets)
         silence_libraries()
@@ -77,8 +90,8 @@ def inspect(folder: Path, as_json: bool) -> None:
         )
         return
     click.echo(_line(found))
-    bound = f"{found.error_relative:.2%} of {found.error_offset} - l"
-    click.echo(f"A log-probability l is off by at most {bound}, down to -24 nats.")
+    bound = f"{found.error_relative:.2%} of {2 * found.error_offset} - l - l'"
+    click.echo(f"A log-probability l is off by at most {bound}, l' the least of its set, down to -24 nats.")
     for name, value in found.key.items():
         click.echo(f"{name.replace('_', ' '):18} {value}")
 
@@ -100,7 +113,7 @@ def verify(folder: Path) -> None:
     click.echo(f"{len(found.shards)} shards are as they were written.")
 
 
-def _line(cache: Any) -> str:
+def _line(cache: "TeacherCache") -> str:
     per_entry = cache.bytes / max(1, cache.entries)
     per_state = cache.bytes / max(1, cache.actions)
     return (

@@ -73,19 +73,20 @@ def list_parts(kind: str | None, as_json: bool) -> None:
 
 def _axes(registry: Registry, entry: Entry) -> dict[str, str]:
     """Where a recipe stands among the others."""
+    from distillzoo.core.asks import of_the_teacher
+
     try:
         config = resolve(registry, algo=entry.name)
         subset, objective, _, source = (build_part(registry, config, kind) for kind in PART_KINDS)
     except UserError as error:
         return {"unusable": str(error)}
-    full = objective.needs_teacher_view(subset) or subset.needs_student
-    full = full or (config.lm.weight > 0 and config.lm.teacher_share > 0)
+    teacher = of_the_teacher(subset, objective, config.lm)
     return {
         "policy": "on" if source.on_policy else "off",
         "trajectories": config.trajectories.name,
         "actions": config.subset.name,
         "family": objective.family,
-        "teacher": "whole distribution" if full else "subset" if subset.needs_teacher else "none",
+        "teacher": teacher.removeprefix("the ").replace("nothing", "none"),
         "paper": Recipe.read(Path(entry.target)).paper,
     }
 
@@ -206,10 +207,14 @@ def _type(info: FieldInfo) -> str:
 def _print_asks(registry: Registry, entry: Entry, console: Console) -> None:
     from distillzoo.core.asks import asks
 
-    config = resolve(registry, algo=entry.name)
-    subset, objective, extraction, _ = (build_part(registry, config, kind) for kind in PART_KINDS)
-    found = asks(subset, objective, extraction)
     console.print("\n[bold]asks in a step[/bold]")
+    try:
+        config = resolve(registry, algo=entry.name)
+        subset, objective, extraction, _ = (build_part(registry, config, kind) for kind in PART_KINDS)
+    except UserError as error:  # the rest of the recipe can be shown
+        print_text(console, f"unusable. {error}")
+        return
+    found = asks(subset, objective, extraction, config.lm)
     print_text(console, f"of the student's head  {found.student}\nof the teacher         {found.teacher}")
 
 

@@ -30,12 +30,19 @@ RAW = "objective.gauge=raw"
         ("iq-learn", (RAW,), REDUCED, "nothing"),
         ("kd", ("subset.name=student-top-k",), f"{REDUCED}, and the subset", WHOLE),
         ("minillm", (), ALL, WHOLE),
+        ("bd-iql-released", (), ALL, WHOLE),  # the teacher has a share in the language-modelling term
+        (
+            "bd-iql",
+            (RAW, "objective.support_weight=0", "lm.data=micro", "lm.weight=1", "lm.teacher_share=0"),
+            f"{REDUCED}, and the subset",
+            "the subset",
+        ),
     ],
 )
 def test_it_is_seen_from_what_the_parts_do(registry, algo, sets, student, teacher):
     config = resolve(registry, algo=algo, sets=sets)
     subset, objective, extraction, _ = (build_part(registry, config, kind) for kind in PART_KINDS)
-    found = asks(subset, objective, extraction)
+    found = asks(subset, objective, extraction, config.lm)
     assert (found.student, found.teacher) == (student, teacher)
 
 

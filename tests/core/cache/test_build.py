@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from filelock import FileLock
 
 from distillzoo.core.cache.store import TeacherCache
 
@@ -78,8 +79,13 @@ def test_a_smaller_subset_is_cut_out_and_a_larger_one_refused(here, world, run, 
 def test_a_cache_that_does_not_belong_is_refused_with_the_field(here, world, run, tmp_path):
     assert here("cache", "build", "cache", *PARTS, *world, "-q").returncode == 0
     cached = ["--teacher-cache", "cache"]
-    refused(here("run", *PARTS, *world, *run, *cached, "--set", "data.max_length=20"), "another max length: 24", "20")
+    refused(
+        here("run", *PARTS, *world, *run, *cached, "--set", "data.max_length=20"),
+        "another max length (24, and the run has 20)",
+    )
+    refused(here("run", *PARTS, *world, *run, *cached, "--set", "data.template=alpaca"), "belongs to another data")
     refused(here("run", *PARTS, *world, *run, *cached, "--set", "data.limit=5"), "belongs to another data")
+    assert not list(tmp_path.glob("runs/*")), "a refused run leaves no directory"
     refused(here("run", "--algo", "bd-iql", *world, *run, *cached), "belongs to another trajectories")
     refused(here("run", *PARTS, *world, *run, "--teacher-cache", "nowhere"), "There is no teacher cache in")
     other = here("run", *PARTS, *world, *run, *cached, "--seed", 3, "-q", "--output", "out")
@@ -109,6 +115,39 @@ def test_a_run_does_not_go_on_from_another_cache(here, world, run, tmp_path):
 )
 def test_what_no_cache_holds_is_refused_before_anything_loads(here, world, arguments, why):
     refused(here("cache", "build", "cache", *arguments, *world), why)
+
+
+def test_the_teacher_is_not_there_while_the_student_trains(here, world, run, tmp_path, monkeypatch):
+    from distillzoo.core import distill
+
+    assert here("cache", "build", "cache", *PARTS, *world, "-q").returncode == 0
+    seen, train = [], distill._train
+
+    def watched(loaded, *rest):
+        seen.append("teacher" in vars(loaded))
+        trained = train(loaded, *rest)
+        seen.append("teacher" in vars(loaded))
+        return trained
+
+    monkeypatch.setattr(distill, "_train", watched)
+    for extra in (["--teacher-cache", "cache"], []):
+        assert here("run", *PARTS, *world, *run, *extra, "-q").returncode == 0
+    assert seen == [False, False, True, True]
+
+
+def test_a_damaged_cache_is_refused(here, world, run, tmp_path):
+    assert here("cache", "build", "cache", *PARTS, *world, "-q").returncode == 0
+    shard = tmp_path / "cache" / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    refused(here("run", *PARTS, *world, *run, "--teacher-cache", "cache"), "is damaged: shard-00000.arrow is not what")
+
+
+def test_one_build_at_a_time(here, world, tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    with FileLock(tmp_path / "cache" / ".lock"):
+        refused(here("cache", "build", "cache", *PARTS, *world), "Another build works on")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(here("cache", "build", "cache", *PARTS, *world), "cache build is for one process")
 
 
 def test_inspect_and_verify(here, world, tmp_path):

@@ -34,8 +34,8 @@ def test_ids_come_back(table):
     assert unpacked_ids(unary, remainders, counts, size).tolist() == ids.tolist()
 
 
-def test_the_whole_vocabulary_takes_two_bits_a_token():
-    """Gaps are 0 and remainders have no bits: a unary 1 each; the bound is that of the code's worst case."""
+def test_the_whole_vocabulary_takes_a_bit_a_token():
+    """Gaps are 0 and remainders have no bits: a unary 1 each."""
     counts = np.array([1000])
     unary, remainders = packed_ids(np.arange(1000), counts, 1000)
     assert len(unary) == 125

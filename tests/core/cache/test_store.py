@@ -18,20 +18,34 @@ KEY = {"teacher": "a" * 64, "subset": {"name": "top-p", "p": 0.8}}
 def trajectory(generator, size, n):
     tokens = generator.integers(size, size=n).tolist()
     prompt = generator.integers(size, size=3).tolist()
-    return Trajectory(prompt, Completion(tokens, n % 2 == 0), "teacher", expert=n % 3 > 0, given=min(1, n - 1))
+    logprobs = [-float(t) for t in range(n)] if n == 4 else None
+    return Trajectory(prompt, Completion(tokens, n % 2 == 0, logprobs), "teacher", expert=n % 3 > 0, given=n // 3)
 
 
-def sets(generator, size, n):
-    counts = generator.integers(1, 9, size=n)
+def sets(generator, size, n, most=9):
+    counts = generator.integers(1, most, size=n)
     actions = np.concatenate([generator.choice(size, k, replace=False) for k in counts] or [[]]).astype(np.int64)
-    logprobs = np.concatenate([-np.sort(generator.exponential(2.0, k)) for k in counts] or [[]]).astype(np.float32)
-    return Sets(torch.from_numpy(counts), torch.from_numpy(actions), torch.from_numpy(logprobs))
+    mass = generator.uniform(0.3, 1.0, size=n).astype(np.float32)
+    probs = [np.sort(generator.dirichlet(np.full(k, 0.3)))[::-1] * m for k, m in zip(counts, mass, strict=True)]
+    logprobs = np.log(np.concatenate(probs or [[]]).clip(min=1e-9)).astype(np.float32)
+    return Sets(*map(torch.from_numpy, (counts, actions, logprobs, mass)))
 
 
 def content(size=300, lengths=(1, 4, 2, 7), seed=0):
     generator = np.random.default_rng(seed)
     rows = [trajectory(generator, size, n) for n in lengths]
     return rows, [sets(generator, size, len(t.response.tokens) - t.given) for t in rows]
+
+
+def test_a_trajectory_without_actions_and_sets_of_hundreds(tmp_path):
+    generator = np.random.default_rng(0)
+    empty, wide = (Trajectory([1], Completion([2, 3], True), "dataset", given=g) for g in (2, 0))
+    theirs = [sets(generator, 2000, 0), sets(generator, 2000, 2, most=900)]
+    assert int(theirs[1].counts.max()) > 255
+    found = TeacherCache.begin(tmp_path, KEY, 2000).add([empty, wide], theirs).finish().trajectories()
+    assert len(found[0].sets.counts) == 0
+    assert found[1].sets.counts.tolist() == theirs[1].counts.tolist()
+    assert sorted(found[1].sets.actions.tolist()) == sorted(theirs[1].actions.tolist())
 
 
 @pytest.mark.parametrize("size", [300, 100_000])
@@ -47,17 +61,21 @@ def test_what_is_put_in_comes_back(tmp_path, size):
             assert getattr(got, name) == getattr(row, name), name
         stored = got.sets
         assert stored.counts.tolist() == expected.counts.tolist()
-        bound = RELATIVE * (FINEST - expected.logprobs) + 1e-6
-        parts = [s.split(expected.counts.tolist()) for s in (stored.actions, expected.actions)]
-        for mine, given in zip(*parts, strict=True):
+        assert ((stored.mass - expected.mass) * 65535 > -0.01).all(), "never less than it was"
+        assert ((stored.mass - expected.mass) * 65535 < 1.01).all()
+        columns = [(s.actions, s.logprobs) for s in (stored, expected)]
+        parts = [column.split(expected.counts.tolist()) for pair in columns for column in pair]
+        for state, (mine, logprobs, given, exact) in enumerate(zip(*parts, strict=True)):
             assert set(mine.tolist()) == set(given.tolist())
-        assert ((stored.logprobs - expected.logprobs).abs() <= bound).all(), "both fall within a set"
+            assert logprobs.exp().sum() == pytest.approx(float(stored.mass[state]), rel=1e-5)
+            bound = RELATIVE * (2 * FINEST - exact - exact.min()) + 2e-5 / expected.mass[state]
+            assert ((logprobs - exact).abs() <= bound).all(), "both fall within a set"
 
 
 def test_what_a_killed_build_leaves_is_gone_on_with(tmp_path):
     rows, theirs = content()
     TeacherCache.begin(tmp_path, KEY, 300).add(rows, theirs)
-    (tmp_path / "shard-00001.arrow.part").write_bytes(b"half")
+    (tmp_path / ".shard-00001.arrow.part").write_bytes(b"half")
     again = TeacherCache.begin(tmp_path, KEY, 300)
     assert (again.sequences, again.complete) == (4, False)
     with pytest.raises(UserError, match=r"not complete \(4 trajectories so far\)"):
@@ -83,12 +101,13 @@ def test_what_is_wrong_with_the_files_is_found(tmp_path):
 
 def test_a_cache_of_something_else_is_refused_with_the_field(tmp_path):
     TeacherCache.begin(tmp_path / "cache", KEY, 300)
-    with pytest.raises(UserError, match=r"belongs to another teacher: aaa.*, and the run has bbb"):
+    with pytest.raises(UserError, match=r"belongs to another teacher \(aaa.*, and the run has bbb.*\)\."):
         TeacherCache.begin(tmp_path / "cache", {**KEY, "teacher": "b" * 64}, 300)
     found = TeacherCache.open(tmp_path / "cache")
     found.must_belong({**KEY, "subset": {"name": "top-k"}}, but=["subset"])
-    with pytest.raises(UserError, match="another max length: null, and the run has 160"):
-        found.must_belong({**KEY, "max_length": 160})
+    both = r"another subset \(.*\); another max length \(null, and the run has 160\)"
+    with pytest.raises(UserError, match=both):
+        found.must_belong({**KEY, "subset": {}, "max_length": 160})
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
@@ -106,6 +125,10 @@ def test_another_format_is_refused(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps({**facts, "format": 99}))
     with pytest.raises(UserError, match="has the format 99, and this distillzoo reads 1"):
         TeacherCache.open(tmp_path)
+    for damaged in ({"format": 1}, [], {**facts, "shards": [{"file": "x"}]}):
+        (tmp_path / MANIFEST).write_text(json.dumps(damaged))
+        with pytest.raises(UserError):
+            TeacherCache.open(tmp_path)
     (tmp_path / MANIFEST).write_text("half")
     with pytest.raises(UserError, match="is no JSON file"):
         TeacherCache.open(tmp_path)
