@@ -16,12 +16,12 @@ def test_each_source_overrides_those_before_it(registry, tmp_path):
     assert config.train.lr == 0.2, "the file overrides the recipe"
     assert config.train.max_steps == 8, "a flag overrides the file"
     assert build_part(registry, config, "subset").p == 0.6, "--set overrides all"
-    assert build_part(registry, config, "objective").alpha == 5.0, "the recipe overrides the part's default"
+    assert build_part(registry, config, "objective").alpha == 50.0, "the recipe overrides the part's default"
 
 
 def test_a_recipes_settings_follow_the_teachers_family(registry):
     config = resolve(registry, algo="bd-iql")
-    assert (config.teacher.model, config.train.lr) == ("micro", 1e-3)
+    assert (config.teacher.model, config.train.lr) == ("micro", 3e-3)
     other = {"teacher": {"model": "./x"}, "student": {"model": "./y"}, "data": {"train": "z.jsonl"}}
     assert resolve(registry, algo="bd-iql", flags=other).train.lr == 5e-6
 
