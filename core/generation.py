@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,11 @@ from transformers import (
 from distillzoo.core.errors import cannot
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.mixture import Mixing, Mixture, Recording
+from distillzoo.core.rounds import derived
 from distillzoo.core.trajectories import Completion, Sampler
+
+BLOCK: Final = 4096
+"""Samples that are kept together."""
 
 Progress = Callable[[int], None]
 """Called with the number of sequences that a batch finished."""
@@ -148,6 +152,8 @@ def _for_sampling(model: PreTrainedModel) -> Iterator[None]:
 class KeptSamples:
     """A sampler whose results are kept on disk under a key made of everything that they depend on.
 
+    They are sampled and kept in blocks, so that a kill loses one of them.
+
     Attributes:
         sampler: samples what is not there yet.
         identity: what the samples depend on besides the arguments: model and tokenizer hashes, lengths, stops.
@@ -160,6 +166,13 @@ class KeptSamples:
     notice: Callable[[str], None] = lambda text: None
 
     def __call__(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
+        found: list[Completion] = []
+        for start in range(0, len(prompts), BLOCK):
+            own = seed if start == 0 else derived(seed, "samples", start)
+            found += self._block(prompts[start : start + BLOCK], decoding, own)
+        return found
+
+    def _block(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
         key = self.key(prompts, decoding, seed)
         path = self.folder / f"{key[:32]}.parquet"
         kept = _read(path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distillzoo.core import generation
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.generation import Generator, KeptSamples
 from distillzoo.core.mixture import Mixture
@@ -227,9 +228,9 @@ def test_dropout_is_off_while_sampling():
 def keeper(tmp_path):
     calls = []
 
-    def sample(*arguments):
-        calls.append(1)
-        return generator()(*arguments)
+    def sample(prompts, decoding, seed):
+        calls.append((prompts, seed))
+        return generator()(prompts, decoding, seed)
 
     return calls, lambda **identity: KeptSamples(sample, {"teacher": "a", **identity}, tmp_path)
 
@@ -240,6 +241,19 @@ def test_samples_are_made_once(keeper):
     assert make()(PROMPTS, Decoding(), 0) == first
     assert len(calls) == 1
     assert all(isinstance(c, Completion) for c in first)
+
+
+def test_samples_are_kept_in_blocks_each_with_a_seed_of_its_own(keeper, monkeypatch):
+    calls, make = keeper
+    monkeypatch.setattr(generation, "BLOCK", 2)
+    prompts = [[1, 2], [3], [1, 2], [3], [4]]
+    found = make()(prompts, Decoding(), 7)
+    assert len(found) == 5
+    assert [len(asked) for asked, _ in calls] == [2, 2, 1]
+    assert calls[0][1] == 7
+    assert len({seed for _, seed in calls}) == 3, "or the same prompts would get the same answers"
+    make()(prompts[:4], Decoding(), 7)
+    assert len(calls) == 3, "a block that is there is read"
 
 
 def test_a_damaged_file_is_made_anew(keeper, tmp_path):
