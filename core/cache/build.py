@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -132,7 +132,7 @@ def _filled(world: World, cache: TeacherCache) -> TeacherCache:
     return cache.finish()
 
 
-def _with_sets(world: World, part: list[Trajectory]) -> list[list[Held]]:
+def _with_sets(world: World, part: list[Trajectory]) -> Iterator[list[Held]]:
     """The trajectories with their sets, in as many pieces as it takes to hold each in memory."""
     size = world.config.train.device_batch_size or world.config.train.batch_size
     collator = Collator(world.tokenizer.pad_token_id)
@@ -144,13 +144,15 @@ def _with_sets(world: World, part: list[Trajectory]) -> list[list[Held]]:
         )
     if read is None:
         half = len(part) // 2
-        return [*_with_sets(world, part[:half]), *_with_sets(world, part[half:])]
+        yield from _with_sets(world, part[:half])
+        yield from _with_sets(world, part[half:])
+        return
     if not all(bool(trajectory.sets.logprobs.isfinite().all()) for trajectory in read):
         raise UserError(
             f"The teacher '{world.config.teacher.model}' gives log-probabilities that are not finite: its weights or "
             f"dtype {world.dtype} don't work."
         )
-    return [read]
+    yield read
 
 
 def opened(world: World, folder: Path) -> tuple[list[Trajectory], Callable[[Subset], Subset]]:

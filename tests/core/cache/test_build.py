@@ -11,6 +11,7 @@ import time
 import pytest
 from filelock import FileLock
 
+from distillzoo.core import taught
 from distillzoo.core.cache.store import TeacherCache
 
 PARTS = ("--algo", "bd-iql", "--trajectories", "dataset")
@@ -133,6 +134,18 @@ def test_the_teacher_is_not_there_while_the_student_trains(here, world, run, tmp
     for extra in (["--teacher-cache", "cache"], []):
         assert here("run", *PARTS, *world, *run, *extra, "-q").returncode == 0
     assert seen == [False, False, True, True]
+
+
+def test_a_shard_that_takes_too_much_memory_is_written_in_pieces(here, world, tmp_path, monkeypatch):
+    assert here("cache", "build", "whole", *PARTS, *world, "-q").returncode == 0
+    monkeypatch.setattr(taught, "MOST_BYTES", 5000)
+    assert here("cache", "build", "pieces", *PARTS, *world, "-q").returncode == 0
+    whole, pieces = (TeacherCache.open(tmp_path / name) for name in ("whole", "pieces"))
+    assert len(whole.shards) == 1 < len(pieces.shards)
+    found, expected = (sorted((t.prompt, t.sets.actions.tolist()) for t in c.trajectories()) for c in (pieces, whole))
+    assert found == expected
+    monkeypatch.setattr(taught, "MOST_BYTES", 50)
+    refused(here("cache", "build", "none", *PARTS, *world), "The sets of one trajectory take more than")
 
 
 def test_a_damaged_cache_is_refused(here, world, run, tmp_path):
