@@ -1,6 +1,9 @@
 """Steps to be timed: forward and backward pass of one batch, with the gradients in place."""
 
+import importlib.util
+import os
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -16,7 +19,8 @@ Step = Callable[[], None]
 
 
 def contenders(work: Workload) -> dict[str, Step]:
-    """All steps by name. The first is what ratios are taken to."""
+    """All steps by name, TRL's only where it is installed. The first is what ratios are taken to."""
+    peers = {"gkd (trl)": _trl(work)} if importlib.util.find_spec("trl") is not None else {}
     return {
         "sft (transformers)": _sft(work),
         "student body": _body(work),
@@ -25,6 +29,7 @@ def contenders(work: Workload) -> dict[str, Step]:
         "bd-iql, live teacher": _ours(work, "iql", "top-p"),
         "bd-iql, cache": _ours(work, "iql", "top-p", cached=True),
         "teacher body": _teacher(work),
+        **peers,
         "dense bd loss": _dense(work),
     }
 
@@ -100,6 +105,25 @@ def _ours(work: Workload, objective: str, subset: str, cached: bool = False) -> 
             result = module(Asked(batch, table, found, teacher if view else None))
         assert isinstance(result, StepResult)
         (result.loss / result.rows).backward()
+
+    return step
+
+
+def _trl(work: Workload) -> Step:
+    """The loss of TRL's GKD trainer with lambda 0 and beta 0: as ``kd``, on the batch's own responses."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.gkd import GKDTrainer
+
+    trainer = SimpleNamespace(
+        teacher_model=work.teacher.model, beta=0.0, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss
+    )
+    batch = work.batch(work.trajectories)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+
+    def step() -> None:
+        with _autocast(work):
+            loss: Tensor = GKDTrainer.compute_loss(trainer, work.student.model, inputs)
+        loss.backward()
 
     return step
 

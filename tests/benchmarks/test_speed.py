@@ -51,6 +51,12 @@ def test_every_step_leaves_a_gradient_and_ours_agree(work):
     same(found["bc"], found["sft (transformers)"], 1e-4)
 
 
+def test_trl_computes_what_kd_does(work):
+    pytest.importorskip("trl")
+    model, steps = work.student.model, contenders(work)
+    same(gradients(model, steps["gkd (trl)"]), gradients(model, steps["kd"]), 1e-4)
+
+
 def test_the_cache_gives_the_step_of_the_live_teacher(work):
     """The states that the support term is computed on are drawn, so both draw alike."""
     model, found = work.student.model, []
