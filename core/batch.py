@@ -106,6 +106,10 @@ class Collator:
             "behaviour": behaviour,
         }
 
+    def batch(self, trajectories: Sequence[Trajectory], device: torch.device) -> Batch:
+        """The same as a ``Batch`` on a device."""
+        return Batch(**{name: value.to(device) for name, value in self(trajectories).items()})
+
 
 def _of_the_teacher(trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
     """What the sequences came with, if all of them did."""

@@ -73,7 +73,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     if config.evaluate.before and directory.writes:
         scores["teacher"] = _kept(directory, "teacher", lambda: world.evaluate(world.teacher, "the teacher", False))
         scores["before"] = _kept(directory, "before", lambda: world.evaluate(world.student, "the student before"))
-    if cut is not None:
+    if cached is not None:
         world.release_teacher()
     set_seed(config.seed)
     trained = _train(world, trajectories, cut, directory, reporter)
@@ -196,7 +196,7 @@ def _train(
     arguments = training_arguments(world, directory)
     lm = world.config.lm
     collator = Collator(world.tokenizer.pad_token_id)
-    asked = cut is None and (subset.needs_teacher or objective.needs_teacher_view(subset))
+    asked = world.config.teacher_cache is None and (subset.needs_teacher or objective.needs_teacher_view(subset))
     if asked:
         alone = asks_more(world) is None
         trajectories = _taught(world, trajectories, collator, arguments, "the trajectories", sets=alone)

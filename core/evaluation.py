@@ -92,9 +92,9 @@ def mean_nll(model: Backbone, rows: Sequence[PromptRow], pad: int, batch_size: i
 def padded(trajectories: Sequence[Trajectory], pad: int, batch_size: int, device: torch.device) -> list[Batch]:
     """Batches of trajectories of similar lengths."""
     ordered = sorted(trajectories, key=lambda t: len(t.prompt) + len(t.response.tokens))
-    collate = Collator(pad)
+    collator = Collator(pad)
     parts = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-    return [Batch(**{k: v.to(device) for k, v in collate(part).items()}) for part in parts]
+    return [collator.batch(part, device) for part in parts]
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from distillzoo.core.batch import Batch, Collator, Held, Taught
+from distillzoo.core.batch import Collator, Held, Taught
 from distillzoo.core.cache.shard import Sets
 from distillzoo.core.models import Backbone
 from distillzoo.core.subset import ActionSubset
@@ -101,8 +101,7 @@ def _read(
     order = sorted(range(len(trajectories)), key=lambda i: -_length(trajectories[i]))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        inputs = collator([trajectories[i] for i in places])
-        batch = Batch(**{name: value.to(teacher.model.device) for name, value in inputs.items()})
+        batch = collator.batch([trajectories[i] for i in places], teacher.model.device)
         table = batch.transitions()
         states = teacher.states(batch.input_ids, batch.attention_mask, table.sequence, table.position)
         yield places, states, torch.bincount(table.sequence, minlength=len(places)).tolist()

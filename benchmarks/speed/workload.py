@@ -37,7 +37,7 @@ class Workload:
 
     def batch(self, trajectories: list[Trajectory]) -> Batch:
         """The sequences, padded and on the device."""
-        return Batch(**{name: value.to(self.device) for name, value in self.collator(trajectories).items()})
+        return self.collator.batch(trajectories, self.device)
 
 
 def workload(shape: Shape, device: torch.device, dtype: torch.dtype, folder: Path, seed: int = 0) -> Workload:
@@ -74,7 +74,7 @@ def _scaled(
     teacher: Backbone, subset: ActionSubset, collator: Collator, rows: list[Trajectory], mean: float
 ) -> Backbone:
     """The teacher with its final norm enlarged until the sets have the asked mean size."""
-    batch = Batch(**{name: value.to(teacher.model.device) for name, value in collator(rows).items()})
+    batch = collator.batch(rows, teacher.model.device)
     table = batch.transitions()
     states = teacher.states(batch.input_ids, batch.attention_mask, table.sequence, table.position)[:PROBES]
     low, high = 1.0, 1e3

@@ -155,8 +155,9 @@ def _with_sets(world: World, part: list[Trajectory]) -> Iterator[list[Held]]:
     yield read
 
 
-def opened(world: World, folder: Path) -> tuple[list[Trajectory], Callable[[Subset], Subset]]:
-    """The trajectories of the cache that a run trains from, and what makes the run's sets of those that are stored.
+def opened(world: World, folder: Path) -> tuple[list[Trajectory], Callable[[Subset], Subset] | None]:
+    """The trajectories of the cache that a run trains from, and what cuts the run's sets out of those that are stored;
+    None where they are the same.
 
     Raises:
         UserError: there is no cache, its files aren't as they were written, it belongs to another run, or it holds too
@@ -169,7 +170,7 @@ def opened(world: World, folder: Path) -> tuple[list[Trajectory], Callable[[Subs
         raise UserError(f"The teacher cache in '{folder}' is damaged: {' '.join(wrong)} Build it anew.")
     trajectories = cache.trajectories()
     if cache.key["subset"] == key["subset"]:
-        return trajectories, lambda stored: stored
+        return trajectories, None
     cut = partial(served, world.parts[0], size=cache.size)
     size = world.config.train.device_batch_size or world.config.train.batch_size
     collator = Collator(world.tokenizer.pad_token_id)
