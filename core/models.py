@@ -18,6 +18,7 @@ from distillzoo.core.data import end_token
 from distillzoo.core.errors import UserError
 from distillzoo.core.factored import Head
 from distillzoo.core.logits import DenseLogits, FactoredLogits, LogitView
+from distillzoo.core.packing import Packed, packed
 from distillzoo.core.prune import prune, pruned_layers
 from distillzoo.core.registry import Registry
 from distillzoo.core.transitions import Transitions
@@ -53,11 +54,13 @@ class Backbone:
         head: its output layer, if the logits are just that layer on the last hidden state; else none, and views of
             this model are dense.
         vocabulary: the columns in use.
+        packs: whether sequences may share a row, told apart by their positions.
     """
 
     model: PreTrainedModel
     head: nn.Linear | None
     vocabulary: Vocabulary
+    packs: bool = False
 
     def view(self, hidden: Tensor) -> LogitView:
         """Logits of ``hidden``, ``[N, D]`` for a model with a linear head, ``[N, V']`` logits for another."""
@@ -71,10 +74,22 @@ class Backbone:
 
         Positions count real tokens only, so the padding side makes no difference.
         """
-        inputs = {**self.inputs(input_ids, attention_mask), "use_cache": False}
+        rows = self._packed(input_ids, attention_mask) if self.packs else None
+        if rows is None:
+            return self._last(self.inputs(input_ids, attention_mask))[sequence, position]
+        found = self._last({"input_ids": rows.input_ids, "position_ids": rows.position_ids})
+        return found.flatten(0, 1)[rows.slot[sequence, position]]
+
+    def _packed(self, input_ids: Tensor, attention_mask: Tensor) -> Packed | None:
+        config = self.model.config.get_text_config()
+        longest_row = getattr(config, "max_position_embeddings", None) or input_ids.shape[1]
+        return packed(input_ids, attention_mask, config.hidden_size, longest_row)
+
+    def _last(self, inputs: dict[str, Any]) -> Tensor:
+        """Last hidden states (or logits, without a linear head), ``[B, T, D]``."""
         if self.head is None:
-            return self.model(**inputs).logits[sequence, position]  # type: ignore[no-any-return]
-        return self.model.base_model(**inputs).last_hidden_state[sequence, position]  # type: ignore[no-any-return]
+            return self.model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
+        return self.model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def view_of(self, batch: Batch, table: Transitions) -> LogitView:
         """Logits at the states of a batch."""
@@ -173,13 +188,36 @@ def backbone(model: PreTrainedModel, vocabulary: Vocabulary, name: str) -> Backb
     if rows < vocabulary.size:  # a token was added to the tokenizer and not to the model
         vocabulary = vocabulary.narrowed(rows)
     if isinstance(head, nn.Linear) and _head_explains(model, head):
-        return Backbone(model, head, vocabulary)
+        return _packing(Backbone(model, head, vocabulary))
     log.warning(
         "The %s's logits are not a plain linear layer on the last hidden state (soft-capping or another head): "
         "it works on dense logits, which needs memory for all of them.",
         name,
     )
-    return Backbone(model, None, vocabulary)
+    return _packing(Backbone(model, None, vocabulary))
+
+
+@torch.no_grad()
+def _packing(found: Backbone) -> Backbone:
+    """The same, packing where sequences that share a row give the states that they give alone.
+
+    Not all models take their positions as the borders of sequences: states that run on, and some attention kernels, do
+    not. Those compute their padding.
+    """
+    if "position_ids" not in found.arguments:
+        return found
+    device, model, tokens = found.model.device, found.model, found.model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 1 + 2 * PROBE_TOKENS, device=device).view(2, PROBE_TOKENS) % tokens
+    positions = torch.tensor([[*range(5), *range(3)], [*range(4), *range(4)]], device=device)
+    training = model.training
+    model.eval()
+    together = found._last({"input_ids": ids, "position_ids": positions})
+    alone = [found._last({"input_ids": part}) for part in (ids[:1, :5], ids[:1, 5:], ids[1:, :4], ids[1:, 4:])]
+    model.train(training)
+    expected = torch.cat([torch.cat(alone[:2], 1), torch.cat(alone[2:], 1)]).float()
+    tolerance = 2e-2 if together.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    same = bool((together.float() - expected).abs().max() <= tolerance * expected.abs().max())
+    return replace(found, packs=same)
 
 
 @torch.no_grad()

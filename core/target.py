@@ -1,6 +1,7 @@
 """A target network: a slow copy of the student for temporal-difference targets."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,9 +25,8 @@ class TargetNetwork:
     def __init__(self, student: Backbone, update: TargetUpdate) -> None:
         self._student, self._update = student, update
         model = copy.deepcopy(student.model).eval().requires_grad_(False)
-        self._copy = Backbone(
-            model, model.get_output_embeddings() if student.head is not None else None, student.vocabulary
-        )
+        head = model.get_output_embeddings() if student.head is not None else None
+        self._copy = replace(student, model=model, head=head)
 
     def view(self, batch: Batch, table: Transitions) -> LogitView:
         """The target's logits at the batch's states."""
