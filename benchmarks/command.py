@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -18,6 +18,8 @@ def bench() -> None:
 
 @bench.command()
 @click.option("--shape", default="smollm2-10", show_default=True, metavar="NAME", help=f"One of {', '.join(SHAPES)}.")
+@click.option("--vocabulary", type=click.IntRange(64), metavar="V", help="Another vocabulary than the shape's.")
+@click.option("--sequences", type=click.IntRange(1), metavar="N", help="Other sequences a step than the shape's.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Times that each step is timed.")
@@ -25,7 +27,15 @@ def bench() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for speed.json and speed.svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def speed(
-    shape: str, device: str, dtype: str, rounds: int, only: tuple[str, ...], out: Path | None, as_json: bool
+    shape: str,
+    vocabulary: int | None,
+    sequences: int | None,
+    device: str,
+    dtype: str,
+    rounds: int,
+    only: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Time a training step of several algorithms side by side, on random weights.
 
@@ -39,17 +49,19 @@ def speed(
     with loading(as_json):
         silence_libraries()
         from distillzoo.benchmarks.speed.contenders import contenders
-        from distillzoo.benchmarks.speed.measure import timed
+        from distillzoo.benchmarks.speed.measure import peak_rate, timed
         from distillzoo.benchmarks.speed.table import chart, facts, print_table
         from distillzoo.benchmarks.speed.workload import workload
         from distillzoo.core.progress import Reporter
         from distillzoo.core.world import pick_device, pick_dtype
 
+    given = {"vocabulary": vocabulary, "sequences": sequences}
     where = pick_device(device)
     reporter = Reporter(quiet=as_json)
     with tempfile.TemporaryDirectory() as folder:
         with reporter.stage(f"making the models of {shape}"):
-            work = workload(SHAPES[shape], where, pick_dtype(dtype, where), Path(folder) / "cache")
+            chosen = replace(SHAPES[shape], **{k: v for k, v in given.items() if v is not None})
+            work = workload(chosen, where, pick_dtype(dtype, where), Path(folder) / "cache")
         steps = contenders(work)
         unknown = [name for name in only if name not in steps]
         if unknown:
@@ -57,8 +69,9 @@ def speed(
         first = next(iter(steps))
         steps = {name: step for name, step in steps.items() if not only or name in only or name == first}
         with reporter.stage("timing", total=len(steps) * (rounds + 2)):
+            peak = peak_rate(where, work.dtype)
             timings = timed(steps, work.student.model, where, rounds, reporter.advance)
-    result = {**facts(work, rounds), "steps": {name: asdict(timing) for name, timing in timings.items()}}
+    result = {**facts(work, rounds, peak), "steps": {name: asdict(timing) for name, timing in timings.items()}}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "speed.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -82,6 +82,7 @@ class Training(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     log_every: int = Field(10, ge=1, description="optimiser steps between rows of metrics.jsonl")
     save_every: int = Field(500, ge=1, description="optimiser steps between checkpoints; the last two are kept")
+    compile: bool = Field(False, description="compile the student's and the teacher's bodies with torch.compile")
 
 
 class PlainCorpus(_Section):

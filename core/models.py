@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -55,12 +55,14 @@ class Backbone:
             this model are dense.
         vocabulary: the columns in use.
         packs: whether sequences may share a row, told apart by their positions.
+        compiled: what stands for the body (or the whole model, without a linear head) where it was compiled.
     """
 
     model: PreTrainedModel
     head: nn.Linear | None
     vocabulary: Vocabulary
     packs: bool = False
+    compiled: Callable[..., Any] | None = None
 
     def view(self, hidden: Tensor) -> LogitView:
         """Logits of ``hidden``, ``[N, D]`` for a model with a linear head, ``[N, V']`` logits for another."""
@@ -87,9 +89,19 @@ class Backbone:
 
     def _last(self, inputs: dict[str, Any]) -> Tensor:
         """Last hidden states (or logits, without a linear head), ``[B, T, D]``."""
-        if self.head is None:
-            return self.model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
-        return self.model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        found = (self.compiled or self._body)(**inputs, use_cache=False)
+        return found.logits if self.head is None else found.last_hidden_state  # type: ignore[no-any-return]
+
+    @property
+    def _body(self) -> nn.Module:
+        return self.model if self.head is None else self.model.base_model  # type: ignore[no-any-return]
+
+    def compile(self) -> "Backbone":
+        """The same with a body that torch.compile translates at its first passes, once for all lengths.
+
+        Generation stays as it is: it grows a cache token by token, which would be compiled again and again.
+        """
+        return replace(self, compiled=torch.compile(self._body, dynamic=True))
 
     def view_of(self, batch: Batch, table: Transitions) -> LogitView:
         """Logits at the states of a batch."""

@@ -1,5 +1,6 @@
 """One forward pass of the training: from a batch to the sum of its loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +41,44 @@ class Asked:
     teacher: LogitView | None
     target: LogitView | None = None
     moments: Moments = PLAIN
+
+
+@torch.no_grad()
+def ask(
+    batch: Batch,
+    teacher: Backbone | None,
+    subset: ActionSubset,
+    needs_view: bool,
+    target: LogitView | None = None,
+    cut: Callable[[Subset], Subset] | None = None,
+) -> Asked:
+    """What the teacher says of a batch: as much as is needed, and what came with the sequences is not asked again.
+
+    Args:
+        batch: the padded tokens.
+        teacher: none where nothing asks it.
+        subset: of the composition.
+        needs_view: whether the teacher's logits are needed beyond the subset.
+        target: the target network's logits.
+        cut: makes the subset's sets of those that the sequences come with, where they are larger.
+    """
+    table, stored = batch.transitions(), batch.stored
+    if stored is not None:
+        return Asked(batch, table, stored if cut is None else cut(stored), None, target)
+    if teacher is None or not (subset.needs_teacher or needs_view):
+        return Asked(batch, table, None, None, target)
+    view = view_of_teacher(teacher, batch, table)
+    if not subset.needs_teacher or subset.needs_student:
+        return Asked(batch, table, None, view, target)
+    chosen = subset.with_action(subset.select(view), view, table.action)
+    return Asked(batch, table, chosen, view if needs_view else None, target)
+
+
+def view_of_teacher(teacher: Backbone, batch: Batch, table: Transitions) -> LogitView:
+    """The teacher's logits, from the states that the batch came with or by a forward pass."""
+    if batch.teacher_states is not None:
+        return teacher.view(batch.teacher_states)
+    return teacher.view_of(batch, table)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class TargetNetwork:
         self._student, self._update = student, update
         model = copy.deepcopy(student.model).eval().requires_grad_(False)
         head = model.get_output_embeddings() if student.head is not None else None
-        self._copy = replace(student, model=model, head=head)
+        self._copy = replace(student, model=model, head=head, compiled=None)
 
     def view(self, batch: Batch, table: Transitions) -> LogitView:
         """The target's logits at the batch's states."""

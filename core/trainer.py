@@ -20,11 +20,10 @@ from distillzoo.core.logits import LogitView
 from distillzoo.core.models import Backbone
 from distillzoo.core.objective import Moments, Objective
 from distillzoo.core.rounds import Rounds, Share, Shuffled
-from distillzoo.core.step import Asked, Distillation, PlainText, StepResult
+from distillzoo.core.step import Asked, Distillation, PlainText, StepResult, ask, view_of_teacher
 from distillzoo.core.subset import ActionSubset, Subset
 from distillzoo.core.target import TargetNetwork
 from distillzoo.core.trajectories import Trajectory
-from distillzoo.core.transitions import Transitions
 
 SIZES_KEPT: Final = 4096
 """Subset sizes kept between two log rows for the 95th percentile."""
@@ -179,21 +178,11 @@ class DistillTrainer(Trainer):
     @torch.no_grad()
     def _ask(self, inputs: dict[str, Any]) -> Asked:
         batch = Batch(**inputs)
-        table = batch.transitions()
         target: LogitView | None = None
         if self._target is not None:
             with self.accelerator.autocast():  # as the student, whose copy it is
-                target = self._target.view(batch, table)
-        stored = batch.stored
-        if stored is not None:
-            return Asked(batch, table, stored if self._cut is None else self._cut(stored), None, target)
-        if self._teacher is None or not (self._subset.needs_teacher or self._needs_view):
-            return Asked(batch, table, None, None, target)
-        view = self._view_of_teacher(batch, table)
-        if not self._subset.needs_teacher or self._subset.needs_student:
-            return Asked(batch, table, None, view, target)
-        subset = self._subset.with_action(self._subset.select(view), view, table.action)
-        return Asked(batch, table, subset, view if self._needs_view else None, target)
+                target = self._target.view(batch, batch.transitions())
+        return ask(batch, self._teacher, self._subset, self._needs_view, target, self._cut)
 
     @torch.no_grad()
     def _plain_text(self, inputs: dict[str, Any], weight: float) -> PlainText:
@@ -202,15 +191,9 @@ class DistillTrainer(Trainer):
         table = batch.transitions()
         teacher: LogitView | None = None
         if self._corpus.teacher_share > 0:
-            teacher = self._view_of_teacher(batch, table)
+            assert self._teacher is not None, "distil() gives a teacher where anything asks it"
+            teacher = view_of_teacher(self._teacher, batch, table)
         return PlainText(batch, table, teacher, weight, self._corpus.teacher_share)
-
-    def _view_of_teacher(self, batch: Batch, table: Transitions) -> LogitView:
-        """The teacher's logits, from the states that the batch came with or by a forward pass."""
-        assert self._teacher is not None, "distil() gives a teacher where anything asks it"
-        if batch.teacher_states is not None:
-            return self._teacher.view(batch.teacher_states)
-        return self._teacher.view_of(batch, table)
 
     def _note(self, result: StepResult) -> None:
         for name, value in result.sums.items():

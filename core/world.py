@@ -15,6 +15,7 @@ from typing import Any, Final
 import platformdirs
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel
 
 from distillzoo.core.cache.store import TeacherCache
 from distillzoo.core.config import RunConfig, build_part
@@ -199,13 +200,17 @@ class World:
         with self.reporter.stage("loading the teacher"):
             model = load_model(self.config.teacher, self.registry, self.dtype, self.device)
         model.requires_grad_(False).eval()
-        return backbone(model, self.vocabulary, "teacher")
+        return self._split(model, "teacher")
 
     @cached_property
     def student(self) -> Backbone:
         with self.reporter.stage("loading the student"):
             model = load_student(self._student_source, self.registry, self.config.teacher, self.device)
-        return backbone(model, self.vocabulary, "student")
+        return self._split(model, "student")
+
+    def _split(self, model: PreTrainedModel, name: str) -> Backbone:
+        found = backbone(model, self.vocabulary, name)
+        return found.compile() if self.config.train.compile else found
 
     @cached_property
     def teacher_parameters(self) -> int:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.tiny import Tiny, tiny_model, word_tokenizer
 
@@ -338,3 +340,19 @@ def test_wandb_offline(distillzoo, small, tmp_path, mode):
                         env={"WANDB_MODE": mode, "WANDB_SILENT": "true"})  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.slow
+def test_compiled_bodies_train_the_same_student(here, small, tmp_path):
+    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+        result = here("run", "--algo", "kd", *without_n(small), "--output", name, "-q", *flags)
+        assert result.returncode == 0, result.stderr
+    plain, compiled = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_refused(here, small, monkeypatch):
+    monkeypatch.setattr("distillzoo.core.cli.run.shutil.which", lambda name: None)
+    refused(here("run", "--algo", "kd", *without_n(small), "--compile"), "--compile", "C++ compiler", "g++")

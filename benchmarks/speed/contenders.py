@@ -4,33 +4,50 @@ import importlib.util
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distillzoo.benchmarks.speed.workload import Workload
 from distillzoo.core.batch import Batch
+from distillzoo.core.extraction import PolicyExtraction
+from distillzoo.core.models import Backbone
+from distillzoo.core.objective import Objective
 from distillzoo.core.registry import installed
-from distillzoo.core.step import Asked, Distillation, StepResult
-from distillzoo.core.transitions import IGNORED
+from distillzoo.core.step import Distillation, StepResult, ask
+from distillzoo.core.subset import ActionSubset
+from distillzoo.core.taught import taught
+from distillzoo.core.transitions import IGNORED, Transitions
 
 Step = Callable[[], None]
 """One forward and backward pass; the gradients are added to what is there."""
 
 
 def contenders(work: Workload) -> dict[str, Step]:
-    """All steps by name, TRL's only where it is installed. The first is what ratios are taken to."""
+    """All steps by name, TRL's only where it is installed. The first is what ratios are taken to.
+
+    ``1/8`` has the support term on an eighth of the states. The steps ``loss: ...`` begin from last hidden states: they
+    are heads and losses alone, forward and backward.
+    """
     peers = {"gkd (trl)": _trl(work)} if importlib.util.find_spec("trl") is not None else {}
+    eighth: dict[str, Any] = {"support_weight": 1.0, "support_fraction": 0.125, "gauge": "subset-max"}
     return {
         "sft (transformers)": _sft(work),
         "student body": _body(work),
         "bc": _ours(work, "nll", "full"),
         "kd": _ours(work, "forward-kl", "full"),
-        "bd-iql, live teacher": _ours(work, "iql", "top-p"),
-        "bd-iql, cache": _ours(work, "iql", "top-p", cached=True),
+        "bd-iql": _ours(work, "iql", "top-p", support_weight=1.0),
+        "bd-iql, cache": _ours(work, "iql", "top-p", cached=True, support_weight=1.0),
+        "bd-iql 1/8": _ours(work, "iql", "top-p", **eighth),
+        "bd-iql 1/8, cache": _ours(work, "iql", "top-p", cached=True, **eighth),
         "teacher body": _teacher(work),
         **peers,
-        "dense bd loss": _dense(work),
+        "released, dense": _dense(work),
+        "loss: kd": _ours(work, "forward-kl", "full", body=False),
+        "loss: bd-iql 1/8": _ours(work, "iql", "top-p", body=False, **eighth),
+        "loss: bd-iql 1/8, cache": _ours(work, "iql", "top-p", cached=True, body=False, **eighth),
+        "loss: released, dense": _dense(work, body=False),
     }
 
 
@@ -84,29 +101,49 @@ def _teacher(work: Workload) -> Step:
     return step
 
 
-def _ours(work: Workload, objective: str, subset: str, cached: bool = False) -> Step:
+def _ours(
+    work: Workload, objective: str, subset: str, cached: bool = False, body: bool = True, **parameters: Any
+) -> Step:
     """A step of the trainer: collating, the teacher where it is live, and the objective."""
-    parameters = {"gauge": "subset-max", "support_weight": 1.0, "support_fraction": 0.125} if objective == "iql" else {}
     loss = installed().get("objective", objective)(**parameters)
     chosen = work.subset if subset == "top-p" else installed().get("subset", subset)()
     extraction = installed().get("extraction", "projected-softmax" if subset == "top-p" else "softmax")()
-    module = Distillation(work.student, chosen, loss, extraction)
+    rows = work.cached if cached else work.trajectories
+    if body:
+        module = Distillation(work.student, chosen, loss, extraction)
+    else:
+        module = _WithoutBody(work.student, chosen, loss, extraction, _states(work, work.batch(rows)).detach())
+        if not cached:
+            rows = taught(work.teacher, rows, work.collator, len(rows), lambda count: None)
     view = loss.needs_teacher_view(chosen)
 
     def step() -> None:
-        batch = work.batch(work.cached if cached else work.trajectories)
-        table = batch.transitions()
-        found, teacher = batch.stored, None
-        if found is None and (chosen.needs_teacher or view):
-            with torch.no_grad():
-                teacher = work.teacher.view_of(batch, table)
-                found = chosen.select(teacher) if chosen.needs_teacher else None
+        asked = ask(work.batch(rows), work.teacher, chosen, view)
         with _autocast(work):
-            result = module(Asked(batch, table, found, teacher if view else None))
+            result = module(asked)
         assert isinstance(result, StepResult)
         (result.loss / result.rows).backward()
 
     return step
+
+
+class _WithoutBody(Distillation):
+    """The step on hidden states that are there, with their gradient."""
+
+    def __init__(
+        self,
+        student: Backbone,
+        subset: ActionSubset,
+        objective: Objective,
+        extraction: PolicyExtraction,
+        states: Tensor,
+    ) -> None:
+        super().__init__(student, subset, objective, extraction)
+        self._given = states.requires_grad_()
+
+    def _states(self, batch: Batch, table: Transitions) -> Tensor:
+        self._given.grad = None
+        return self._given
 
 
 def _trl(work: Workload) -> Step:
@@ -128,7 +165,7 @@ def _trl(work: Workload) -> Step:
     return step
 
 
-def _dense(work: Workload) -> Step:
+def _dense(work: Workload, body: bool = True) -> Step:
     """The loss of the program released with arXiv:2505.20335, on tensors of logits [B, T, V] as there."""
     objective = installed().get("objective", "iql-released")()
     gamma, alpha, epsilon, q_min = objective.gamma, objective.alpha, objective.epsilon, objective.q_min
@@ -136,17 +173,15 @@ def _dense(work: Workload) -> Step:
     response = torch.nn.functional.pad(batch.labels != IGNORED, (0, 1))[:, 1:]  # the states of response tokens
     ends = response & ~torch.nn.functional.pad(response, (0, 1))[:, 1:]
     real = response & ~ends  # the end-of-sequence token counts as padding there
+    theirs_of, ours_of = _whole_logits(work.teacher, batch, body), _whole_logits(work.student, batch, body)
 
     def step() -> None:
         with torch.no_grad():
-            theirs = work.teacher.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            order = _wide(theirs).softmax(-1).sort(-1, descending=True)
+            order = _wide(theirs_of()).softmax(-1).sort(-1, descending=True)
             kept = order.values.cumsum(-1) - order.values < work.subset.p  # type: ignore[attr-defined]
             inside = torch.zeros_like(kept).scatter(-1, order.indices, kept)
         with _autocast(work):
-            logits = work.student.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
+            logits = ours_of()
         logits = _wide(logits)
         q = (logits - logits.amax(-1, keepdim=True)).clamp(min=q_min)
         policy = q.softmax(-1) * inside + epsilon
@@ -162,3 +197,18 @@ def _dense(work: Workload) -> Step:
 
 def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _whole_logits(backbone: Backbone, batch: Batch, body: bool) -> Callable[[], Tensor]:
+    """All logits of a batch, [B, T, V], of the whole model or from states that are there."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if body:
+        return lambda: backbone.model(**inputs).logits  # type: ignore[no-any-return]
+    with torch.no_grad():
+        states = backbone.model.base_model(**inputs).last_hidden_state
+
+    def logits() -> Tensor:
+        leaf = states.detach().requires_grad_(torch.is_grad_enabled())
+        return backbone.model.get_output_embeddings()(leaf)  # type: ignore[no-any-return]
+
+    return logits

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from distillzoo.benchmarks.speed.contenders import Step
 
@@ -22,6 +23,7 @@ class Timing:
         ratio: median of its seconds to those of the first contender in the same round.
         low, high: quartiles of that ratio.
         memory: most bytes in a step beyond what was there before: weights, their gradients and the batch.
+        operations: floating-point operations of the step's matrix products and attention.
     """
 
     seconds: float
@@ -29,6 +31,7 @@ class Timing:
     low: float
     high: float
     memory: int
+    operations: int
 
 
 def timed(
@@ -40,9 +43,11 @@ def timed(
 ) -> dict[str, Timing]:
     """Run all steps in turn, round by round, in another order each time."""
     names = list(steps)
-    memory = {}
+    memory, operations = {}, {}
     for name in names:  # the first run of each allocates what stays
-        steps[name]()
+        with FlopCounterMode(display=False) as counter:
+            steps[name]()
+        operations[name] = counter.get_total_flops()
         student.zero_grad(set_to_none=False)
         memory[name] = peak_memory(steps[name], device)
         student.zero_grad(set_to_none=False)
@@ -62,7 +67,20 @@ def timed(
     for name in names:
         ratios = [mine / theirs for mine, theirs in zip(seconds[name], base, strict=True)]
         low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-        found[name] = Timing(median(seconds[name]), median(ratios), low, high, memory[name])
+        found[name] = Timing(median(seconds[name]), median(ratios), low, high, memory[name], operations[name])
+    return found
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product, the fastest of a few."""
+    size, found = 8192 if device.type == "cuda" else 2048, 0.0
+    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        left @ right
+        _wait(device)
+        found = max(found, 2 * size**3 / (time.perf_counter() - start))
     return found
 
 

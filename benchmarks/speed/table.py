@@ -14,8 +14,11 @@ from distillzoo.core.distill import device_name, git_revision, versions
 
 BODY = "student body"
 
+PARTS = ("teacher body", "loss: ")
+"""Beginnings of the names of what is no whole step."""
 
-def facts(work: Workload, rounds: int) -> dict[str, Any]:
+
+def facts(work: Workload, rounds: int, peak: float) -> dict[str, Any]:
     """What was timed, where and with which versions."""
     tokens = sum(len(row.response.tokens) for row in work.trajectories)
     stored = work.batch(work.cached).stored
@@ -24,6 +27,7 @@ def facts(work: Workload, rounds: int) -> dict[str, Any]:
         "shape": work.shape.name,
         "device": device_name(work.device),
         "dtype": str(work.dtype).removeprefix("torch."),
+        "peak_operations_per_second": peak,
         "rounds": rounds,
         "sequences": work.shape.sequences,
         "tokens": work.shape.sequences * work.shape.tokens,
@@ -40,19 +44,20 @@ def print_table(result: Mapping[str, Any], timings: Mapping[str, Timing]) -> Non
     """One line a step."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("step")
-    for head in ("s", "to sft", "quartiles", "to body", "head and loss, %", "tokens/s", "memory, MiB"):
+    for head in ("s", "to sft", "quartiles", "to body", "head and loss, %", "of peak, %", "tokens/s", "memory, MiB"):
         table.add_column(head, justify="right")
     body = timings[BODY].seconds if BODY in timings else None
     for name, timing in timings.items():
-        share = "–" if body is None else f"{100 * max(0.0, 1 - body / timing.seconds):.0f}"
+        whole = body is not None and not name.startswith(PARTS)
         table.add_row(
             name,
             f"{timing.seconds:.3f}",
             f"{timing.ratio:.2f}",
             f"{timing.low:.2f}–{timing.high:.2f}",
             "–" if body is None else f"{timing.seconds / body:.2f}",
-            share,
-            f"{result['response_tokens'] / timing.seconds:,.0f}",
+            f"{100 * max(0.0, 1 - body / timing.seconds):.0f}" if whole else "–",
+            f"{100 * timing.operations / timing.seconds / result['peak_operations_per_second']:.0f}",
+            f"{result['response_tokens'] / timing.seconds:,.0f}" if whole else "–",
             f"{timing.memory / 2**20:,.0f}",
         )
     console = Console(highlight=False)
@@ -61,7 +66,7 @@ def print_table(result: Mapping[str, Any], timings: Mapping[str, Timing]) -> Non
         f"{result['shape']} on {result['device']}, {result['dtype']}: {result['sequences']} sequences, "
         f"{result['tokens']:,} tokens, {result['response_tokens']:,} of them responses; sets of "
         f"{result['subset']['mean_size']:.1f} tokens; medians of {result['rounds']} rounds. Memory is the most beyond "
-        f"weights and gradients."
+        f"weights and gradients; the peak is the rate of a large matrix product."
     )
 
 

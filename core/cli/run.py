@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ PLACES = {
 }
 """Where each flag stands in the configuration."""
 
+SWITCHES = {"compile": "train.compile", "wandb": "wandb"}
+
 
 def flags_tree(flags: dict[str, Any]) -> dict[str, Any]:
     """The configuration tree that flags stand for; those not given are left out."""
@@ -39,8 +42,9 @@ def flags_tree(flags: dict[str, Any]) -> dict[str, Any]:
     for flag, place in PLACES.items():
         if flags.get(flag) is not None:
             tree = merge(tree, nested(place, flags[flag]))
-    if flags.get("wandb"):
-        tree["wandb"] = True
+    for flag, place in SWITCHES.items():
+        if flags.get(flag):
+            tree = merge(tree, nested(place, True))
     return tree
 
 
@@ -69,6 +73,7 @@ def flags_tree(flags: dict[str, Any]) -> dict[str, Any]:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file with any part of the configuration.")
 @click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Any field, for example subset.p=0.9.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Continue the run in this directory.")
+@click.option("--compile", is_flag=True, help="Compile the models' bodies; pays in long runs.")
 @click.option("--wandb", is_flag=True, help="Log to Weights & Biases too.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the final table only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
@@ -135,6 +140,8 @@ def _distil(config: RunConfig, directory: RunDirectory, quiet: bool, as_json: bo
         raise UserError("FSDP and DeepSpeed are not supported yet: use one process, or several with plain DDP.")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs the package wandb: pip install 'distillzoo[wandb]'.")
+    if config.train.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("--compile needs a C++ compiler: install g++ or clang++, or name yours in CXX.")
     with loading(quiet or as_json):
         silence_libraries()
         from distillzoo.core.distill import distil

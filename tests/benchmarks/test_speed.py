@@ -1,6 +1,7 @@
 """The speed bench: what its steps compute, and its figures."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from distillzoo.benchmarks.speed.measure import peak_memory, timed
 from distillzoo.benchmarks.speed.shapes import SHAPES, Shape
 from distillzoo.benchmarks.speed.workload import Workload, workload
 from distillzoo.core.registry import installed
-from distillzoo.core.step import Asked, Distillation
+from distillzoo.core.step import Distillation, ask
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -29,7 +30,7 @@ def work(tmp_path) -> Workload:
 def gradients(model, step):
     model.zero_grad()
     step()
-    return {name: value.grad.clone() for name, value in model.named_parameters()}
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
 def same(found, expected, rtol):
@@ -76,13 +77,33 @@ def test_the_dense_loss_and_the_lazy_one_have_the_same_gradient(work, dtype, rto
     module = Distillation(work.student, subset, objective, installed().get("extraction", "softmax")())
 
     def lazy():
-        batch = work.batch(work.trajectories)
-        table = batch.transitions()
-        found = subset.select(work.teacher.view_of(batch, table))
-        result = module(Asked(batch, table, found, None))
+        result = module(ask(work.batch(work.trajectories), work.teacher, subset, needs_view=False))
         (result.loss / result.rows).backward()
 
     same(gradients(model, lazy), gradients(model, _dense(work)), rtol)
+
+
+@pytest.mark.parametrize(
+    ("step", "alone"),
+    [
+        ("kd", "loss: kd"),
+        ("released, dense", "loss: released, dense"),
+        ("bd-iql 1/8, cache", "loss: bd-iql 1/8, cache"),
+    ],
+)
+def test_a_loss_alone_gives_the_heads_gradient_of_the_whole_step(work, step, alone):
+    model = work.student.model
+    head = torch.nn.Linear(16, 97, bias=False)
+    head.weight.data.copy_(model.lm_head.weight.detach())
+    model.lm_head = head  # not the embedding's, which has a gradient of the body too
+    untied = replace(work, student=replace(work.student, head=head))
+    found = []
+    for name in (step, alone):
+        head.weight.grad = None
+        torch.manual_seed(1)
+        contenders(untied)[name]()
+        found.append(head.weight.grad.clone())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
 def test_memory_is_that_of_the_largest_moment():
@@ -121,11 +142,14 @@ def test_the_command(here, tmp_path, monkeypatch):
     found = json.loads(result.stdout)
     assert found == json.loads((tmp_path / "out" / "speed.json").read_text())
     assert found["steps"]["sft (transformers)"]["ratio"] == 1.0
+    assert found["steps"]["sft (transformers)"]["operations"] > found["steps"]["student body"]["operations"] > 0
     assert {"bc", "kd", "bd-iql, cache", "student body"} <= set(found["steps"])
     assert (tmp_path / "out" / "speed.svg").read_text().startswith("<svg")
-    shown = here("bench", "speed", "--shape", "small", "--rounds", "1", "--device", "cpu", "--only", "bc")
+    shown = here("bench", "speed", "--shape", "small", "--rounds", "1", "--device", "cpu", "--only", "bc",
+                 "--vocabulary", "70", "--sequences", "2")  # fmt: skip
     assert "sft (transformers)" in shown.stdout
     assert "kd" not in shown.stdout
+    assert "2 sequences" in shown.stdout
     refused = here("bench", "speed", "--shape", "smal")
     assert refused.returncode == 2
     assert "Did you mean 'small'" in refused.stderr
