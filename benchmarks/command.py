@@ -55,12 +55,12 @@ def speed(
         from distillzoo.core.progress import Reporter
         from distillzoo.core.world import pick_device, pick_dtype
 
-    given = {"vocabulary": vocabulary, "sequences": sequences}
+    known = SHAPES[shape]
+    chosen = replace(known, vocabulary=vocabulary or known.vocabulary, sequences=sequences or known.sequences)
     where = pick_device(device)
     reporter = Reporter(quiet=as_json)
     with tempfile.TemporaryDirectory() as folder:
         with reporter.stage(f"making the models of {shape}"):
-            chosen = replace(SHAPES[shape], **{k: v for k, v in given.items() if v is not None})
             work = workload(chosen, where, pick_dtype(dtype, where), Path(folder) / "cache")
         steps = contenders(work)
         unknown = [name for name in only if name not in steps]

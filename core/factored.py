@@ -1,11 +1,15 @@
 """Gather, logsumexp and row functions over a linear head, each with a backward pass that recomputes.
 
-The three functions here never hold more than one chunk of logits. None supports a second derivative.
+The three functions here never hold more than one chunk of logits. None supports a second derivative. On a CUDA device
+the Triton kernels of :mod:`distillzoo.core.kernels` take over what they can; what stands here is their reference.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any, Final
 
 import torch
@@ -14,11 +18,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
+log = logging.getLogger(__name__)
+
 PAIR_ELEMENTS: Final = 1 << 21
 """Numbers of a gathered chunk ``[pairs, D]``: 8 MiB in float32, small enough for a processor's cache."""
 
 EXACT: Final = (torch.float32, torch.float64)
 """Types in which a product needs no wider sum."""
+
+KERNEL_TYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+"""Types that the Triton kernels take."""
 
 WIDE_PRODUCTS: Final = "out_dtype" in (torch.mm.__doc__ or "")
 """Whether this torch multiplies low-precision matrices into float32 on a GPU (from 2.8 on)."""
@@ -33,18 +42,25 @@ class Head:
         bias: ``[V']`` or none.
         size: V, the number of columns in use.
         holes: ids below ``size`` that hold no token; their logits are ``-inf``.
+        sparse_gradient: whether the weight's gradient from a gather is a sparse tensor with the rows of the asked
+            tokens. Whoever sets it makes it dense where the optimiser needs that; autograd adds it to a dense one.
     """
 
     weight: Float[Tensor, "V_ D"]
     bias: Float[Tensor, "V_"] | None
     size: int
     holes: Int[Tensor, "H"] | None = None
+    sparse_gradient: bool = False
 
     def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """All logits of a few states, in float32 (float64 for float64 inputs)."""
         dtype = compute_dtype(hidden)
+        return _logits(hidden.to(dtype), self.used(dtype))
+
+    def used(self, dtype: torch.dtype) -> "Head":
+        """The V rows in use, the weight in the given type."""
         bias = None if self.bias is None else self.bias[: self.size]
-        return _logits(hidden.to(dtype), self.weight[: self.size].to(dtype), bias, self.holes)
+        return Head(self.weight[: self.size].to(dtype), bias, self.size, self.holes)
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -54,12 +70,41 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, holes: Tensor | None) -> Tensor:
-    logits = _product(hidden, weight)
-    if bias is not None:
-        logits = logits + bias
-    if holes is not None and len(holes):
-        logits.index_fill_(1, holes, float("-inf"))
+def _kernels(dtype: torch.dtype, *tensors: Tensor | None) -> ModuleType | None:
+    """``core.kernels`` where it can compute products of these tensors in this type, else none."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if dtype in KERNEL_TYPES and all(tensor.is_cuda and tensor.dtype in KERNEL_TYPES for tensor in given):
+        return _kernels_on(given[0].device)
+    return None
+
+
+@cache
+def _kernels_on(device: torch.device) -> ModuleType | None:
+    """``core.kernels`` if a first product runs there.
+
+    It needs Triton, a C compiler for Triton's launchers, and a GPU that multiplies bfloat16.
+    """
+    try:
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return None
+        from distillzoo.core import kernels  # not at the top: the start of a run without a GPU doesn't wait for Triton
+
+        one, first = torch.ones(1, 1, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        kernels.pair_products(one, one, first, first, torch.float32)
+    except ImportError:
+        return None
+    except Exception as error:  # of the compiler or the driver, of many types
+        log.warning("Triton's kernels cannot be used on %s (%s); PyTorch computes the same, slower.", device, error)
+        return None
+    return kernels
+
+
+def _logits(hidden: Tensor, used: Head) -> Tensor:
+    logits = _product(hidden, used.weight)
+    if used.bias is not None:
+        logits = logits + used.bias
+    if used.holes is not None and len(used.holes):
+        logits.index_fill_(1, used.holes, float("-inf"))
     return logits
 
 
@@ -81,25 +126,26 @@ class _HeadFunction(torch.autograd.Function):
 
     @staticmethod
     def backpropagate(
-        ctx: Any, chunks: Sequence[Tensor | slice], grad_of_chunk: Callable[[Tensor | slice, Tensor], Tensor]
+        ctx: Any, chunks: Sequence[Tensor | slice], grad_of_chunk: Callable[[Any, Tensor, Head], Tensor]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         hidden, weight, bias = ctx.inputs
-        used, dtype = weight[: ctx.size].to(ctx.dtype), ctx.dtype
+        used, dtype = Head(weight, bias, ctx.size, ctx.holes).used(ctx.dtype), ctx.dtype
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.zeros_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight) if wants_weight else None
         d_bias = torch.zeros_like(bias) if wants_bias else None
         for rows in chunks:
             states = hidden[rows].to(dtype)
-            logits = _logits(states, used, None if bias is None else bias[: ctx.size], ctx.holes)
-            grad = grad_of_chunk(rows, logits)
+            grad = grad_of_chunk(rows, states, used)
             low = grad.to(dtype)
             if d_hidden is not None:
-                d_hidden[rows] = (low @ used).to(hidden.dtype)
-            if d_weight is not None:
+                d_hidden[rows] = (low @ used.weight).to(hidden.dtype)
+            if d_weight is not None and d_weight.dtype == dtype:
+                d_weight[: ctx.size].addmm_(low.T, states)
+            elif d_weight is not None:
                 d_weight[: ctx.size] += low.T @ states
             if d_bias is not None:
-                d_bias[: ctx.size] += grad.sum(0).to(d_bias.dtype)
+                d_bias[: ctx.size] += grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(d_bias.dtype)
         return d_hidden, d_weight, d_bias
 
 
@@ -112,10 +158,12 @@ class _LogSumExp(_HeadFunction):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, step: int) -> Tensor:
         dtype = compute_dtype(hidden)
-        used = weight[: head.size].to(dtype)
-        cut = None if bias is None else bias[: head.size]
-        parts = [_logits(part.to(dtype), used, cut, head.holes).logsumexp(1) for part in hidden.split(step)]
-        result = torch.cat(parts)
+        used = head.used(dtype)
+        kernels = _kernels(dtype, hidden, weight, bias)
+        if kernels is not None:
+            result: Tensor = kernels.logsumexp(hidden.to(dtype), used.weight, used.size, used.bias, used.holes)
+        else:
+            result = torch.cat([_logits(part.to(dtype), used).logsumexp(1) for part in hidden.split(step)])
         _remember(ctx, head, hidden, result)
         ctx.step = step
         return result
@@ -127,8 +175,15 @@ class _LogSumExp(_HeadFunction):
         ctx.inputs = (hidden, weight, bias)
         chunks = [slice(start, start + ctx.step) for start in range(0, len(hidden), ctx.step)]
 
-        def softmax(rows: Any, logits: Tensor) -> Tensor:
-            return logits.sub_(result[rows, None]).exp_().mul_(grad[rows, None])
+        kernels = _kernels(ctx.dtype, hidden, weight, bias)
+
+        def softmax(rows: slice, states: Tensor, used: Head) -> Tensor:
+            if kernels is None:
+                return _logits(states, used).sub_(result[rows, None]).exp_().mul_(grad[rows, None])
+            chunk: Tensor = kernels.softmax_gradient(
+                states, used.weight, used.size, used.bias, used.holes, result[rows], grad[rows], ctx.dtype
+            )
+            return chunk
 
         return (*_HeadFunction.backpropagate(ctx, chunks, softmax), None, None)
 
@@ -155,7 +210,8 @@ class _Rowwise(_HeadFunction):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ctx.inputs = ctx.saved_tensors
 
-        def gradient(rows: Any, logits: Tensor) -> Tensor:
+        def gradient(rows: Tensor, states: Tensor, used: Head) -> Tensor:
+            logits = _logits(states, used)
             with torch.enable_grad():
                 leaf = logits.requires_grad_()
                 value = _apply(ctx.fn, leaf, ctx.other, rows)
@@ -173,11 +229,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor, action: Tensor, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, start: Tensor, action: Tensor, sparse: bool
     ) -> Tensor:
+        dtype = compute_dtype(hidden)
         ctx.save_for_backward(hidden, weight, bias, start, action)
-        ctx.dtype = dtype
-        if hidden.device.type == "cpu" and hidden.dtype == weight.dtype == dtype and dtype in EXACT:
+        ctx.dtype, ctx.sparse = dtype, sparse
+        kernels = _kernels(dtype, hidden, weight)
+        if kernels is not None:
+            values: Tensor = kernels.pair_products(hidden, weight, _rows(start, len(action)), action, dtype)
+        elif hidden.device.type == "cpu" and hidden.dtype == weight.dtype == dtype and dtype in EXACT:
             values = _sampled_product(hidden, weight, start, action)
         else:
             values = _chunked_product(hidden, weight, _rows(start, len(action)), action, dtype)
@@ -195,8 +255,13 @@ class _Gather(torch.autograd.Function):
             ordered, pair = action.sort(stable=True)
             touched, counts = ordered.unique_consecutive(return_counts=True)
             row = _rows(start, len(action))[pair]
-            sums = _weighted_sums(hidden, row, counts.cumsum(0) - counts, grad[pair], ctx.dtype)
-            d_weight = torch.zeros_like(weight).index_copy_(0, touched, sums.to(weight.dtype))
+            sums = _weighted_sums(hidden, row, counts.cumsum(0) - counts, grad[pair], ctx.dtype).to(weight.dtype)
+            if ctx.sparse:
+                d_weight = torch.sparse_coo_tensor(
+                    touched[None], sums, weight.shape, is_coalesced=True, check_invariants=False
+                )
+            else:
+                d_weight = torch.zeros_like(weight).index_copy_(0, touched, sums)
         d_bias = torch.zeros_like(bias).index_add_(0, action, grad.to(bias.dtype)) if wants_bias else None
         return d_hidden, d_weight, d_bias, None, None, None
 
@@ -233,6 +298,10 @@ def _chunked_product(hidden: Tensor, weight: Tensor, row: Tensor, action: Tensor
 
 def _weighted_sums(table: Tensor, index: Tensor, start: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """sum over i in group g of factor_i table[index_i], ``[groups, D]``; group g begins at ``start[g]``."""
+    kernels = _kernels(dtype, table, factor)
+    if kernels is not None:
+        found: Tensor = kernels.weighted_sums(table, index, start, factor, dtype)
+        return found
     if len(index) and table.dtype == dtype == factor.dtype:
         return embedding_bag(index, table, start, mode="sum", per_sample_weights=factor)
     sums = factor.new_zeros((len(start), table.shape[1]))
@@ -277,7 +346,8 @@ def gather_pairs(
     counts = asked.sum(1)
     row, column = asked.nonzero(as_tuple=True)
     action = actions[row, column]
-    values = _Gather.apply(hidden, head.weight, head.bias, counts.cumsum(0) - counts, action, compute_dtype(hidden))
+    start = counts.cumsum(0) - counts
+    values = _Gather.apply(hidden, head.weight, head.bias, start, action, head.sparse_gradient)
     if head.holes is not None and len(head.holes):
         values = values.masked_fill(torch.isin(action, head.holes), float("-inf"))
     table: Tensor = values.new_zeros(actions.shape)

@@ -11,7 +11,23 @@ from torch import Tensor
 from distillzoo.core.factored import Head, gather_pairs, head_logsumexp, head_rowwise
 
 BLOCK_ELEMENTS: Final = 1 << 24
-"""Logits that a vocabulary-wide reduction holds at a time: 64 MiB in float32."""
+"""Logits that a vocabulary-wide reduction holds at a time on a CPU: 64 MiB in float32."""
+
+WIDE_BLOCK_ELEMENTS: Final = 1 << 27
+"""The same on a GPU, where small products leave it idle: 512 MiB."""
+
+BLOCK_SHARE: Final = 1 / 16
+"""Of a GPU's free memory that such a block may take; a few of them live at a time."""
+
+
+def block_elements(device: torch.device) -> int:
+    """Logits that a vocabulary-wide reduction holds at a time; fewer where a GPU's memory is short."""
+    if device.type != "cuda":
+        return BLOCK_ELEMENTS
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    return max(1, min(WIDE_BLOCK_ELEMENTS, int(BLOCK_SHARE * free) // 4))
+
 
 RowFunction = Callable[..., Tensor]
 """``fn(chunk [n, V]) -> [n]`` or ``fn(chunk [n, V], other's chunk [n, V]) -> [n]``."""
@@ -68,8 +84,8 @@ class LogitView(ABC):
         return self.rowwise(lambda z: (z / temperature).logsumexp(1))
 
     def chunks(self) -> list[Tensor]:
-        """Row numbers, cut so that a block stays within ``BLOCK_ELEMENTS``."""
-        step = max(1, BLOCK_ELEMENTS // max(1, self.size))
+        """Row numbers, cut so that a block stays within ``block_elements``."""
+        step = max(1, block_elements(self.device) // max(1, self.size))
         return list(torch.arange(self.rows, device=self.device).split(step)) if self.rows else []
 
     @torch.no_grad()
@@ -89,7 +105,7 @@ class LogitView(ABC):
         return torch.cat(values), torch.cat(tokens)
 
     def _parts(self, rows: Int[Tensor, "M"]) -> tuple[Tensor, ...]:
-        return tuple(rows.split(max(1, BLOCK_ELEMENTS // max(1, self.size))))
+        return tuple(rows.split(max(1, block_elements(self.device) // max(1, self.size))))
 
 
 def _top(block: Float[Tensor, "M V"], k: int) -> tuple[Float[Tensor, "M k"], Int[Tensor, "M k"]]:
@@ -165,9 +181,9 @@ class FactoredLogits(LogitView):
         if rows is not None and self._logsumexp is not None:
             return self._logsumexp[rows]
         if rows is not None:
-            return head_logsumexp(self.hidden[rows], self.head, BLOCK_ELEMENTS)
+            return head_logsumexp(self.hidden[rows], self.head, block_elements(self.device))
         if self._logsumexp is None:  # several terms may need it; the vocabulary is read once
-            self._logsumexp = head_logsumexp(self.hidden, self.head, BLOCK_ELEMENTS)
+            self._logsumexp = head_logsumexp(self.hidden, self.head, block_elements(self.device))
         return self._logsumexp
 
     def rowwise(self, fn: RowFunction, other: LogitView | None = None) -> Float[Tensor, "N"]:

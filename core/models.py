@@ -55,6 +55,7 @@ class Backbone:
             this model are dense.
         vocabulary: the columns in use.
         packs: whether sequences may share a row, told apart by their positions.
+        sparse_gradient: whether a gather's gradient for the head's weight is sparse; see ``Head``.
         compiled: what stands for the body (or the whole model, without a linear head) where it was compiled.
     """
 
@@ -62,6 +63,7 @@ class Backbone:
     head: nn.Linear | None
     vocabulary: Vocabulary
     packs: bool = False
+    sparse_gradient: bool = False
     compiled: Callable[..., Any] | None = None
 
     def view(self, hidden: Tensor) -> LogitView:
@@ -69,7 +71,8 @@ class Backbone:
         holes = None if self.vocabulary.holes is None else self.vocabulary.holes.to(hidden.device)
         if self.head is None:
             return DenseLogits(hidden, self.vocabulary.size, holes)
-        return FactoredLogits(hidden, Head(self.head.weight, self.head.bias, self.vocabulary.size, holes))
+        head = Head(self.head.weight, self.head.bias, self.vocabulary.size, holes, self.sparse_gradient)
+        return FactoredLogits(hidden, head)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, sequence: Tensor, position: Tensor) -> Tensor:
         """Last hidden states (or logits, without a linear head) of the asked positions, ``[N, D]``.

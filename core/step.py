@@ -1,7 +1,7 @@
 """One forward pass of the training: from a batch to the sum of its loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -19,7 +19,8 @@ from distillzoo.core.subset import ActionSubset, Subset, WholeVocabulary
 from distillzoo.core.transitions import Transitions
 
 MASS_ROWS: Final = 64
-"""States of a forward pass on which the student's mass on the subset is measured; each costs a pass over the head."""
+"""States of a forward pass on which the student's mass on the subset is measured; each costs a pass over the head,
+unless the support term computes it anyway."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.student: PreTrainedModel = student.model
-        self.backbone = student
+        self.backbone = _with_sparse_gradient(student)
         self._subset, self._objective, self._extraction = subset, objective, extraction
         self._no_split_modules = getattr(student.model, "_no_split_modules", None)
 
@@ -146,11 +147,15 @@ class Distillation(nn.Module):
         table = asked.table
         terms = self._objective.terms(td)
         losses = terms.losses()
+        outside: Tensor | None = None
         if self._objective.support_weight > 0 and not td.subset.full:
-            losses["support"] = self._objective.support_weight * support_term(td.q, self._support_rows(table))
+            rows = self._support_rows(table)
+            support = support_term(td.q, rows)
+            losses["support"] = self._objective.support_weight * support
+            outside = support if rows is None else support[rows] * (len(rows) / len(table))
         loss = torch.stack([(table.weight * value).sum() for value in losses.values()]).sum()
         with torch.no_grad():
-            watched = {**losses, **terms.diagnostics(), **self._watch(td)}
+            watched = {**losses, **terms.diagnostics(), **self._watch(td, outside)}
             sums = {name: (table.weight * value.detach()).sum() for name, value in watched.items()}
         if text is not None:
             lm = text.weight * self._language_model(text).sum()
@@ -187,18 +192,43 @@ class Distillation(nn.Module):
         count = max(1, round(share * len(table)))
         return torch.randperm(len(table), device=table.action.device)[:count]
 
-    def _watch(self, td: TDBatch) -> dict[str, Tensor]:
-        """The soft value, the subset's size, mass and hits, and the student's mass on it."""
+    def _watch(self, td: TDBatch, outside: Tensor | None) -> dict[str, Tensor]:
+        """The soft value, the subset's size, mass and hits, and the student's mass on it.
+
+        Args:
+            td: the batch.
+            outside: -log of the student's mass on the subset in some of the states, where a term computed it.
+        """
         expert = td.transitions.expert
         found = {} if bool(expert.all()) else {"student_rows": (~expert).float()}
         if td.subset.full:
             return found | ({"value": td.value} if "value" in vars(td) else {})  # not worth a pass over the vocabulary
-        rows = torch.randperm(len(td.transitions), device=td.student.device)[:MASS_ROWS]
-        inside = td.q.logsumexp()[rows] - td.student.logsumexp(rows)
+        if outside is None:
+            rows = torch.randperm(len(td.transitions), device=td.student.device)[:MASS_ROWS]
+            outside = td.student.logsumexp(rows) - td.q.logsumexp()[rows]
         return found | {
             "value": td.value,
             "subset_size": td.subset.size.float(),
             "teacher_mass": td.subset.mass,
             "action_inside": td.inside if td.subset.added is None else td.inside * ~td.subset.added,
-            "student_mass": inside.exp().mean().expand(len(td.transitions)),
+            "student_mass": outside.neg().exp().mean().expand(len(td.transitions)),
         }
+
+
+def _with_sparse_gradient(student: Backbone) -> Backbone:
+    """The student with a head that sums up gradients of the tokens asked for alone.
+
+    Where the head's is the first gradient of an optimiser step it is made dense, which the optimisers need; what comes
+    after is added to it row by row. DDP's buckets know dense gradients only, and get them.
+    """
+    if student.head is None or not student.head.weight.requires_grad:
+        return student
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return student
+    student.head.weight.register_post_accumulate_grad_hook(_make_dense)
+    return replace(student, sparse_gradient=True)
+
+
+def _make_dense(weight: Tensor) -> None:
+    if weight.grad is not None and weight.grad.is_sparse:
+        weight.grad = weight.grad.to_dense()

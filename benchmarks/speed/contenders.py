@@ -203,7 +203,7 @@ def _whole_logits(backbone: Backbone, batch: Batch, body: bool) -> Callable[[], 
     """All logits of a batch, [B, T, V], of the whole model or from states that are there."""
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if body:
-        return lambda: backbone.model(**inputs).logits  # type: ignore[no-any-return]
+        return lambda: backbone.model(**inputs).logits
     with torch.no_grad():
         states = backbone.model.base_model(**inputs).last_hidden_state
 
