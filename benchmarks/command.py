@@ -62,12 +62,12 @@ def speed(
     with tempfile.TemporaryDirectory() as folder:
         with reporter.stage(f"making the models of {shape}"):
             work = workload(chosen, where, pick_dtype(dtype, where), Path(folder) / "cache")
-        steps = contenders(work)
-        unknown = [name for name in only if name not in steps]
+        made = contenders(work)
+        unknown = [name for name in only if name not in made]
         if unknown:
-            raise UserError(f"There is no step '{unknown[0]}'.{suggest(unknown[0], steps)}")
-        first = next(iter(steps))
-        steps = {name: step for name, step in steps.items() if not only or name in only or name == first}
+            raise UserError(f"There is no step '{unknown[0]}'.{suggest(unknown[0], made)}")
+        first = next(iter(made))
+        steps = {name: make() for name, make in made.items() if not only or name in only or name == first}
         with reporter.stage("timing", total=len(steps) * (rounds + 2)):
             peak = peak_rate(where, work.dtype)
             timings = timed(steps, work.student.model, where, rounds, reporter.advance)

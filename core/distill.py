@@ -57,6 +57,8 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     if config.teacher_cache is not None:
         must_fit(world)
     world.load()
+    if config.train.compile:
+        world.compile()
     cached = None if config.teacher_cache is None else opened(world, config.teacher_cache)
     if not directory.config.exists():
         directory.write_text(directory.config, dump(config))

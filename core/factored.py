@@ -80,7 +80,7 @@ def _kernels(dtype: torch.dtype, *tensors: Tensor | None) -> ModuleType | None:
 
 @cache
 def _kernels_on(device: torch.device) -> ModuleType | None:
-    """``core.kernels`` if a first product runs there.
+    """``core.kernels`` if they run there.
 
     It needs Triton, a C compiler for Triton's launchers, and a GPU that multiplies bfloat16.
     """
@@ -89,8 +89,8 @@ def _kernels_on(device: torch.device) -> ModuleType | None:
             return None
         from distillzoo.core import kernels  # not at the top: the start of a run without a GPU doesn't wait for Triton
 
-        one, first = torch.ones(1, 1, device=device), torch.zeros(1, dtype=torch.long, device=device)
-        kernels.pair_products(one, one, first, first, torch.float32)
+        for dtype in (torch.float32, torch.bfloat16):
+            kernels.try_out(device, dtype)
     except ImportError:
         return None
     except Exception as error:  # of the compiler or the driver, of many types

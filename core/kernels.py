@@ -311,6 +311,20 @@ def softmax_gradient(
     return result[:, :size]
 
 
+def try_out(device: torch.device, dtype: torch.dtype) -> None:
+    """Compile and run all kernels once, on tiles of full size.
+
+    Raises:
+        Exception: of the compiler or the driver, where this device can't.
+    """
+    states, tokens = (torch.ones(n, 1, device=device, dtype=dtype) for n in (ROWS, COLUMNS))
+    first = torch.zeros(1, dtype=torch.long, device=device)
+    values = pair_products(states, tokens, first, first, dtype)
+    weighted_sums(states, first, first, values, dtype)
+    total = logsumexp(states, tokens, COLUMNS, None, None)
+    softmax_gradient(states, tokens, COLUMNS, None, None, total, total, dtype)
+
+
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | int, **options: Any) -> None:
     if all(grid):  # CUDA refuses an empty grid
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, whatever that of the tensors

@@ -21,7 +21,10 @@ BLOCK_SHARE: Final = 1 / 16
 
 
 def block_elements(device: torch.device) -> int:
-    """Logits that a vocabulary-wide reduction holds at a time; fewer where a GPU's memory is short."""
+    """Logits that a vocabulary-wide reduction holds at a time; fewer where a GPU's memory is short.
+
+    The last bits of a gradient depend on it.
+    """
     if device.type != "cuda":
         return BLOCK_ELEMENTS
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

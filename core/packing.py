@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-MOST_PADDING: Final = 0.05
-"""Share of the computed positions that may be padding where rows can be shared."""
+LITTLE: Final = 0.05
+"""Share of padding that isn't worth a plan."""
 
 PLANS: Final = 32
 """Numbers of rows that are tried for a batch."""
@@ -34,7 +34,7 @@ class Packed:
 def packed(
     input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"], hidden_size: int, longest_row: int
 ) -> Packed | None:
-    """The batch with sequences sharing rows, or None where it has little padding as it is.
+    """The batch with sequences sharing rows, or None where that saves nothing.
 
     Args:
         input_ids: padded on either side.
@@ -61,28 +61,37 @@ def packed(
     return Packed(ids.view(-1, width), positions.view(-1, width), slot)
 
 
-@lru_cache(maxsize=8)  # the teacher's rows are the student's
+@lru_cache(maxsize=8)  # a target network's plan is the student's, a live teacher's often
 def rows_of(lengths: tuple[int, ...], padded: int, hidden_size: int, longest_row: int) -> list[list[int]] | None:
-    """Which sequences share a row, or None where one a row leaves at most ``MOST_PADDING``.
+    """Which sequences share a row, or None where one a row has little padding or is cheapest.
 
-    Rows of width W cost R W (1 + W / 6 D) in units of a token's linear layers: those take about 24 D^2 operations a
-    layer and token, attention over the row 4 W D. Of the plans with little enough padding the cheapest is taken; in a
-    plan the longest sequence left goes to the emptiest row.
+    R rows of width W cost R W (1 + W / 6 D) in units of a token's linear layers: those take about 24 D^2 operations a
+    layer and token, attention over the row 4 W D. In a plan the longest sequence left goes to the emptiest row.
+
+    Args:
+        lengths: tokens of each sequence.
+        padded: width of the batch as it is.
+        hidden_size: D.
+        longest_row: the largest W.
     """
     total = sum(lengths)
-    if total >= (1 - MOST_PADDING) * len(lengths) * padded:
-        return None
     most = len(lengths)
+    if total >= (1 - LITTLE) * most * padded:
+        return None
     least = max(1, -(-total // longest_row))
     step = max(1, (most - least) // PLANS)
     best: list[list[int]] | None = None
-    lowest = float("inf")
+    lowest = _cost(most, padded, hidden_size)
     for count in range(least, most + 1, step):
         rows, width = _dealt(lengths, count)
-        cost = count * width * (1 + width / (6 * hidden_size))
-        if width <= longest_row and total >= (1 - MOST_PADDING) * count * width and cost < lowest:
+        cost = _cost(count, width, hidden_size)
+        if width <= longest_row and cost < lowest:
             best, lowest = rows, cost
     return best
+
+
+def _cost(rows: int, width: int, hidden_size: int) -> float:
+    return rows * width * (1 + width / (6 * hidden_size))
 
 
 def _dealt(lengths: tuple[int, ...], count: int) -> tuple[list[list[int]], int]:

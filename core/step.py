@@ -47,6 +47,7 @@ class Asked:
 @torch.no_grad()
 def ask(
     batch: Batch,
+    table: Transitions,
     teacher: Backbone | None,
     subset: ActionSubset,
     needs_view: bool,
@@ -57,13 +58,14 @@ def ask(
 
     Args:
         batch: the padded tokens.
+        table: their transitions.
         teacher: none where nothing asks it.
         subset: of the composition.
         needs_view: whether the teacher's logits are needed beyond the subset.
         target: the target network's logits.
         cut: makes the subset's sets of those that the sequences come with, where they are larger.
     """
-    table, stored = batch.transitions(), batch.stored
+    stored = batch.stored
     if stored is not None:
         return Asked(batch, table, stored if cut is None else cut(stored), None, target)
     if teacher is None or not (subset.needs_teacher or needs_view):
@@ -125,7 +127,9 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.student: PreTrainedModel = student.model
-        self.backbone = _with_sparse_gradient(student)
+        self.backbone = student
+        if student.head is not None and student.head.weight.requires_grad:
+            student.head.weight.register_post_accumulate_grad_hook(_make_dense)
         self._subset, self._objective, self._extraction = subset, objective, extraction
         self._no_split_modules = getattr(student.model, "_no_split_modules", None)
 
@@ -152,7 +156,7 @@ class Distillation(nn.Module):
             rows = self._support_rows(table)
             support = support_term(td.q, rows)
             losses["support"] = self._objective.support_weight * support
-            outside = support if rows is None else support[rows] * (len(rows) / len(table))
+            outside = support if rows is None else support[rows] * (len(rows) / max(1, len(table)))
         loss = torch.stack([(table.weight * value).sum() for value in losses.values()]).sum()
         with torch.no_grad():
             watched = {**losses, **terms.diagnostics(), **self._watch(td, outside)}
@@ -165,9 +169,18 @@ class Distillation(nn.Module):
     def _states(self, batch: Batch, table: Transitions) -> Tensor:
         return self.backbone.states(batch.input_ids, batch.attention_mask, table.sequence, table.position)
 
+    def _view(self, states: Tensor) -> LogitView:
+        """With a gradient for the head that holds the rows of the tokens asked for alone.
+
+        Where it is the first of an optimiser step it is made dense on arrival; what comes after is added to it row by
+        row. DDP's buckets know dense gradients only, and get them.
+        """
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        return replace(self.backbone, sparse_gradient=alone).view(states)
+
     def _td(self, asked: Asked) -> TDBatch:
         states = self._states(asked.batch, asked.table)
-        student, subset = self.backbone.view(states), asked.subset
+        student, subset = self._view(states), asked.subset
         if self._subset.needs_student:
             assert asked.teacher is not None, "the trainer gives the teacher's logits to such a subset"
             with torch.no_grad():  # on a view of its own: what a view has computed it keeps, and without a gradient
@@ -179,7 +192,7 @@ class Distillation(nn.Module):
 
     def _language_model(self, text: PlainText) -> Float[Tensor, "M"]:
         """(1 - share) * -log pi(a|s) + share * KL(pi_T || pi)(s) of each token of the second corpus."""
-        view = self.backbone.view(self._states(text.batch, text.table))
+        view = self._view(self._states(text.batch, text.table))
         term = (1 - text.teacher_share) * (view.logsumexp() - view.select(text.table.action))
         if text.teacher is None:
             return term
@@ -215,20 +228,7 @@ class Distillation(nn.Module):
         }
 
 
-def _with_sparse_gradient(student: Backbone) -> Backbone:
-    """The student with a head that sums up gradients of the tokens asked for alone.
-
-    Where the head's is the first gradient of an optimiser step it is made dense, which the optimisers need; what comes
-    after is added to it row by row. DDP's buckets know dense gradients only, and get them.
-    """
-    if student.head is None or not student.head.weight.requires_grad:
-        return student
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return student
-    student.head.weight.register_post_accumulate_grad_hook(_make_dense)
-    return replace(student, sparse_gradient=True)
-
-
 def _make_dense(weight: Tensor) -> None:
+    """The optimisers need it."""
     if weight.grad is not None and weight.grad.is_sparse:
         weight.grad = weight.grad.to_dense()

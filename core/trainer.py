@@ -175,14 +175,14 @@ class DistillTrainer(Trainer):
         loss = result.loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, result) if return_outputs else loss
 
-    @torch.no_grad()
     def _ask(self, inputs: dict[str, Any]) -> Asked:
         batch = Batch(**inputs)
+        table = batch.transitions()
         target: LogitView | None = None
         if self._target is not None:
-            with self.accelerator.autocast():  # as the student, whose copy it is
-                target = self._target.view(batch, batch.transitions())
-        return ask(batch, self._teacher, self._subset, self._needs_view, target, self._cut)
+            with torch.no_grad(), self.accelerator.autocast():  # as the student, whose copy it is
+                target = self._target.view(batch, table)
+        return ask(batch, table, self._teacher, self._subset, self._needs_view, target, self._cut)
 
     @torch.no_grad()
     def _plain_text(self, inputs: dict[str, Any], weight: float) -> PlainText:

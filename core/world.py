@@ -15,7 +15,6 @@ from typing import Any, Final
 import platformdirs
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel
 
 from distillzoo.core.cache.store import TeacherCache
 from distillzoo.core.config import RunConfig, build_part
@@ -200,17 +199,17 @@ class World:
         with self.reporter.stage("loading the teacher"):
             model = load_model(self.config.teacher, self.registry, self.dtype, self.device)
         model.requires_grad_(False).eval()
-        return self._split(model, "teacher")
+        return backbone(model, self.vocabulary, "teacher")
 
     @cached_property
     def student(self) -> Backbone:
         with self.reporter.stage("loading the student"):
             model = load_student(self._student_source, self.registry, self.config.teacher, self.device)
-        return self._split(model, "student")
+        return backbone(model, self.vocabulary, "student")
 
-    def _split(self, model: PreTrainedModel, name: str) -> Backbone:
-        found = backbone(model, self.vocabulary, name)
-        return found.compile() if self.config.train.compile else found
+    def compile(self) -> None:
+        """Have both bodies compiled at their first passes."""
+        self.teacher, self.student = self.teacher.compile(), self.student.compile()
 
     @cached_property
     def teacher_parameters(self) -> int:

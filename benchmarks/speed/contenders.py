@@ -24,30 +24,32 @@ Step = Callable[[], None]
 """One forward and backward pass; the gradients are added to what is there."""
 
 
-def contenders(work: Workload) -> dict[str, Step]:
-    """All steps by name, TRL's only where it is installed. The first is what ratios are taken to.
+def contenders(work: Workload) -> dict[str, Callable[[], Step]]:
+    """What makes each step, by name; TRL's only where it is installed. The first is what ratios are taken to.
 
-    ``1/8`` has the support term on an eighth of the states. The steps ``loss: ...`` begin from last hidden states: they
-    are heads and losses alone, forward and backward.
+    ``1/8`` has the support term on an eighth of the states. The steps ``loss: ...`` begin from batches and last hidden
+    states on the device: they are heads and losses alone, forward and backward.
     """
-    peers = {"gkd (trl)": _trl(work)} if importlib.util.find_spec("trl") is not None else {}
-    eighth: dict[str, Any] = {"support_weight": 1.0, "support_fraction": 0.125, "gauge": "subset-max"}
+    peers = {"gkd (trl)": lambda: _trl(work)} if importlib.util.find_spec("trl") is not None else {}
+    whole: dict[str, Any] = {"support_weight": 1.0}
+    eighth = whole | {"support_fraction": 0.125, "gauge": "subset-max"}
     return {
-        "sft (transformers)": _sft(work),
-        "student body": _body(work),
-        "bc": _ours(work, "nll", "full"),
-        "kd": _ours(work, "forward-kl", "full"),
-        "bd-iql": _ours(work, "iql", "top-p", support_weight=1.0),
-        "bd-iql, cache": _ours(work, "iql", "top-p", cached=True, support_weight=1.0),
-        "bd-iql 1/8": _ours(work, "iql", "top-p", **eighth),
-        "bd-iql 1/8, cache": _ours(work, "iql", "top-p", cached=True, **eighth),
-        "teacher body": _teacher(work),
+        "sft (transformers)": lambda: _sft(work),
+        "student body": lambda: _body(work),
+        "bc": lambda: _ours(work, "nll", "full"),
+        "kd": lambda: _ours(work, "forward-kl", "full"),
+        "bd-iql": lambda: _ours(work, "iql", "top-p", **whole),
+        "bd-iql, cache": lambda: _ours(work, "iql", "top-p", cached=True, **whole),
+        "bd-iql 1/8": lambda: _ours(work, "iql", "top-p", **eighth),
+        "bd-iql 1/8, cache": lambda: _ours(work, "iql", "top-p", cached=True, **eighth),
+        "teacher body": lambda: _teacher(work),
         **peers,
-        "released, dense": _dense(work),
-        "loss: kd": _ours(work, "forward-kl", "full", body=False),
-        "loss: bd-iql 1/8": _ours(work, "iql", "top-p", body=False, **eighth),
-        "loss: bd-iql 1/8, cache": _ours(work, "iql", "top-p", cached=True, body=False, **eighth),
-        "loss: released, dense": _dense(work, body=False),
+        "released, dense": lambda: _dense(work),
+        "reading the cache": lambda: _reading(work),
+        "loss: kd": lambda: _ours(work, "forward-kl", "full", body=False),
+        "loss: bd-iql 1/8": lambda: _ours(work, "iql", "top-p", body=False, **eighth),
+        "loss: bd-iql 1/8, cache": lambda: _ours(work, "iql", "top-p", cached=True, body=False, **eighth),
+        "loss: released, dense": lambda: _dense(work, body=False),
     }
 
 
@@ -89,6 +91,15 @@ def _body(work: Workload) -> Step:
     return step
 
 
+def _reading(work: Workload) -> Step:
+    """The sequences and sets of a batch, from the mapped file to padded tensors."""
+
+    def step() -> None:
+        work.batch(work.cached)
+
+    return step
+
+
 def _teacher(work: Workload) -> Step:
     """The teacher's forward pass without its head."""
     batch = work.batch(work.trajectories)
@@ -109,16 +120,20 @@ def _ours(
     chosen = work.subset if subset == "top-p" else installed().get("subset", subset)()
     extraction = installed().get("extraction", "projected-softmax" if subset == "top-p" else "softmax")()
     rows = work.cached if cached else work.trajectories
+    view = loss.needs_teacher_view(chosen)
     if body:
-        module = Distillation(work.student, chosen, loss, extraction)
+        module, given = Distillation(work.student, chosen, loss, extraction), None
     else:
-        module = _WithoutBody(work.student, chosen, loss, extraction, _states(work, work.batch(rows)).detach())
+        with torch.no_grad():
+            states = _states(work, work.batch(rows))
+        module = _WithoutBody(work.student, chosen, loss, extraction, states)
         if not cached:
             rows = taught(work.teacher, rows, work.collator, len(rows), lambda count: None)
-    view = loss.needs_teacher_view(chosen)
+        given = work.batch(rows)
 
     def step() -> None:
-        asked = ask(work.batch(rows), work.teacher, chosen, view)
+        batch = given or work.batch(rows)
+        asked = ask(batch, batch.transitions(), work.teacher, chosen, view)
         with _autocast(work):
             result = module(asked)
         assert isinstance(result, StepResult)

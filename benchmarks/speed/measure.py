@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillzoo.benchmarks.speed.contenders import Step
+from distillzoo.core import factored
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Timing:
         ratio: median of its seconds to those of the first contender in the same round.
         low, high: quartiles of that ratio.
         memory: most bytes in a step beyond what was there before: weights, their gradients and the batch.
-        operations: floating-point operations of the step's matrix products and attention.
+        operations: floating-point operations of the step's dense matrix products and attention.
     """
 
     seconds: float
@@ -45,7 +47,8 @@ def timed(
     names = list(steps)
     memory, operations = {}, {}
     for name in names:  # the first run of each allocates what stays
-        with FlopCounterMode(display=False) as counter:
+        # PyTorch counts its own operations and none of Triton's
+        with FlopCounterMode(display=False) as counter, patch.object(factored, "_kernels", return_value=None):
             steps[name]()
         operations[name] = counter.get_total_flops()
         student.zero_grad(set_to_none=False)

@@ -14,7 +14,7 @@ from distillzoo.core.distill import device_name, git_revision, versions
 
 BODY = "student body"
 
-PARTS = ("teacher body", "loss: ")
+PARTS = ("teacher body", "reading", "loss: ")
 """Beginnings of the names of what is no whole step."""
 
 
@@ -48,18 +48,16 @@ def print_table(result: Mapping[str, Any], timings: Mapping[str, Timing]) -> Non
         table.add_column(head, justify="right")
     body = timings[BODY].seconds if BODY in timings else None
     for name, timing in timings.items():
-        share = "–"
-        if body is not None and not name.startswith(PARTS):
-            share = f"{100 * max(0.0, 1 - body / timing.seconds):.0f}"
+        whole = not name.startswith(PARTS)
         table.add_row(
             name,
             f"{timing.seconds:.3f}",
             f"{timing.ratio:.2f}",
             f"{timing.low:.2f}–{timing.high:.2f}",
             "–" if body is None else f"{timing.seconds / body:.2f}",
-            share,
+            f"{100 * max(0.0, 1 - body / timing.seconds):.0f}" if whole and body is not None else "–",
             f"{100 * timing.operations / timing.seconds / result['peak_operations_per_second']:.0f}",
-            f"{result['response_tokens'] / timing.seconds:,.0f}" if share != "–" else "–",
+            f"{result['response_tokens'] / timing.seconds:,.0f}" if whole else "–",
             f"{timing.memory / 2**20:,.0f}",
         )
     console = Console(highlight=False)

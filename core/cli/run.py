@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ def _distil(config: RunConfig, directory: RunDirectory, quiet: bool, as_json: bo
         raise UserError("FSDP and DeepSpeed are not supported yet: use one process, or several with plain DDP.")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs the package wandb: pip install 'distillzoo[wandb]'.")
-    if config.train.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise UserError("--compile needs a C++ compiler: install g++ or clang++, or name yours in CXX.")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if config.train.compile and shutil.which(compiler) is None:
+        raise UserError(f"--compile needs a C++ compiler and there is no '{compiler}': install it, or name one in CXX.")
     with loading(quiet or as_json):
         silence_libraries()
         from distillzoo.core.distill import distil

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillzoo.core.models import Vocabulary, backbone
-from distillzoo.core.packing import MOST_PADDING, packed, rows_of
+from distillzoo.core.packing import LITTLE, packed, rows_of
 from tests.tiny import VOCABULARY, tiny_model
 
 LENGTHS = (11, 3, 8, 1, 6, 5)
@@ -32,13 +32,24 @@ def widest(plan, lengths):
 def test_a_plan_holds_every_sequence_once_in_short_full_rows(lengths, hidden_size, longest_row):
     plan = rows_of(tuple(lengths), max(lengths), hidden_size, longest_row)
     if plan is None:
-        padding = 1 - sum(lengths) / (len(lengths) * max(lengths))
-        assert padding <= MOST_PADDING or sum(lengths) > longest_row, "nothing stands against one row for all"
         return
     assert sorted(i for row in plan for i in row) == list(range(len(lengths)))
     width = widest(plan, lengths)
     assert width <= longest_row
-    assert sum(lengths) >= (1 - MOST_PADDING) * len(plan) * width
+    cost = lambda rows, w: rows * w * (1 + w / (6 * hidden_size))  # noqa: E731
+    assert cost(len(plan), width) < cost(len(lengths), max(lengths))
+    assert sum(lengths) < (1 - LITTLE) * len(lengths) * max(lengths)
+
+
+@given(st.lists(st.integers(40, 256), min_size=16, max_size=64))
+def test_of_short_sequences_and_a_wide_model_hardly_any_padding_is_computed(lengths):
+    plan = rows_of(tuple(lengths), max(lengths), 2048, 4096)
+    rows, width = (len(lengths), max(lengths)) if plan is None else (len(plan), widest(plan, lengths))
+    assert sum(lengths) >= (1 - LITTLE) * rows * width
+
+
+def test_a_plan_that_costs_more_than_its_padding_is_none():
+    assert rows_of((1000, 900, 900), 1000, 576, 8192) is None, "one row of 2,800 saves a tenth and doubles attention"
 
 
 def test_long_rows_cost_attention():
@@ -94,21 +105,27 @@ def test_packing_computes_hardly_any_padding():
         kwargs["input_ids"].numel()), with_kwargs=True)  # fmt: skip
     ids, mask = batch((40, 3, 17, 22, 9, 30, 12, 5))
     found.states(ids, mask, *mask.nonzero(as_tuple=True))
-    assert int(mask.sum()) >= (1 - MOST_PADDING) * computed[-1]
+    assert computed[-1] < 0.7 * ids.numel()
+    assert int(mask.sum()) >= 0.9 * computed[-1], "a hidden size of 16 makes attention count"
 
 
 def test_a_row_is_no_longer_than_the_model_knows_positions():
-    ids, mask = batch((40, 40, 40, 3, 3, 3))
-    found = packed(ids, mask, hidden_size=4096, longest_row=64)
-    assert found is None or found.input_ids.shape[1] <= 64
+    ids, mask = batch((40, 30))
+    found = packed(ids, mask, hidden_size=4096, longest_row=128)
+    assert found is not None
+    assert found.input_ids.shape == (1, 70)
+    assert packed(ids, mask, hidden_size=4096, longest_row=64) is None
 
 
 def test_a_model_whose_masks_ignore_positions_is_not_packed():
     assert not backbone(tiny_model("opt"), Vocabulary(VOCABULARY, None), "student").packs
 
 
-def test_a_model_whose_states_run_on_is_not_packed():
-    model = tiny_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_whose_states_run_on_is_not_packed(dtype):
+    """In bfloat16 the leak is far below the rounding of most states."""
+    model = tiny_model().to(dtype)
+    assert backbone(model, Vocabulary(VOCABULARY, None), "student").packs
     layer = model.base_model.layers[0]
 
     def leak(module, args, output):
