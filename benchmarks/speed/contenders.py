@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ Step = Callable[[], None]
 """One forward and backward pass; the gradients are added to what is there."""
 
 
+EIGHTH: Final[dict[str, Any]] = {"support_weight": 1.0, "support_fraction": 0.125, "gauge": "subset-max"}
+"""bd-iql with its support term on an eighth of the states."""
+
+
 def contenders(work: Workload) -> dict[str, Callable[[], Step]]:
     """What makes each step, by name; TRL's only where it is installed. The first is what ratios are taken to.
 
@@ -31,24 +35,22 @@ def contenders(work: Workload) -> dict[str, Callable[[], Step]]:
     states on the device: they are heads and losses alone, forward and backward.
     """
     peers = {"gkd (trl)": lambda: _trl(work)} if importlib.util.find_spec("trl") is not None else {}
-    whole: dict[str, Any] = {"support_weight": 1.0}
-    eighth = whole | {"support_fraction": 0.125, "gauge": "subset-max"}
     return {
         "sft (transformers)": lambda: _sft(work),
         "student body": lambda: _body(work),
-        "bc": lambda: _ours(work, "nll", "full"),
-        "kd": lambda: _ours(work, "forward-kl", "full"),
-        "bd-iql": lambda: _ours(work, "iql", "top-p", **whole),
-        "bd-iql, cache": lambda: _ours(work, "iql", "top-p", cached=True, **whole),
-        "bd-iql 1/8": lambda: _ours(work, "iql", "top-p", **eighth),
-        "bd-iql 1/8, cache": lambda: _ours(work, "iql", "top-p", cached=True, **eighth),
+        "bc": lambda: ours(work, "nll", "full"),
+        "kd": lambda: ours(work, "forward-kl", "full"),
+        "bd-iql": lambda: ours(work, "iql", "top-p", support_weight=1.0),
+        "bd-iql, cache": lambda: ours(work, "iql", "top-p", cached=True, support_weight=1.0),
+        "bd-iql 1/8": lambda: ours(work, "iql", "top-p", **EIGHTH),
+        "bd-iql 1/8, cache": lambda: ours(work, "iql", "top-p", cached=True, **EIGHTH),
         "teacher body": lambda: _teacher(work),
         **peers,
         "released, dense": lambda: _dense(work),
         "reading the cache": lambda: _reading(work),
-        "loss: kd": lambda: _ours(work, "forward-kl", "full", body=False),
-        "loss: bd-iql 1/8": lambda: _ours(work, "iql", "top-p", body=False, **eighth),
-        "loss: bd-iql 1/8, cache": lambda: _ours(work, "iql", "top-p", cached=True, body=False, **eighth),
+        "loss: kd": lambda: ours(work, "forward-kl", "full", body=False),
+        "loss: bd-iql 1/8": lambda: ours(work, "iql", "top-p", body=False, **EIGHTH),
+        "loss: bd-iql 1/8, cache": lambda: ours(work, "iql", "top-p", cached=True, body=False, **EIGHTH),
         "loss: released, dense": lambda: _dense(work, body=False),
     }
 
@@ -112,7 +114,7 @@ def _teacher(work: Workload) -> Step:
     return step
 
 
-def _ours(
+def ours(
     work: Workload, objective: str, subset: str, cached: bool = False, body: bool = True, **parameters: Any
 ) -> Step:
     """A step of the trainer: collating, the teacher where it is live, and the objective."""
