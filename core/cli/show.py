@@ -94,7 +94,7 @@ def _axes(registry: Registry, entry: Entry) -> dict[str, str]:
 def _print_algorithms(rows: list[tuple[Entry, str]], axes: dict[str, dict[str, str]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("algorithm", "policy", "trajectories", "actions", "family", "asks of the teacher", "paper"):
-        table.add_column(head, no_wrap=head == "algorithm")
+        table.add_column(head, no_wrap=head in ("algorithm", "paper"), overflow="fold")
     for entry, _ in rows:
         found = axes[entry.name]
         if "unusable" in found:

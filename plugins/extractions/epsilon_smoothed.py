@@ -22,6 +22,9 @@ class EpsilonSmoothed(PolicyExtraction):
     The floor keeps log pi finite. V is at most the soft value, which it reaches at epsilon = 0. ``[N]`` values and
     ``[N, M]`` log-probabilities, in nats. Decoding is a softmax over all tokens.
 
+    Differs from the released program, which clips Q first, normalises the softmax over all tokens cut to A(s) and
+    gives epsilon to every token of the vocabulary: the objective ``iql-released`` does exactly that.
+
     References:
         The program released with arXiv:2505.20335, whose value of epsilon is not in the release.
     """

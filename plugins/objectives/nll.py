@@ -1,11 +1,15 @@
 """Behaviour cloning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from distillzoo.core.divergence import bucketed
 from distillzoo.core.objective import LossTerms, Objective, TDBatch, term
 
 
@@ -21,9 +25,15 @@ class NLL(Objective):
 
         L(s, a) = -log pi(a|s)
 
-    with pi the extraction's policy. With ``softmax`` (or the subset ``full``) it is supervised fine-tuning; with
-    ``projected-softmax`` on a subset it is cloning inside the subset, where a row whose action the subset misses does
-    not count. ``[N]`` terms in nats a token.
+    with pi the extraction's policy. With ``softmax`` (or the subset ``full``) it is supervised fine-tuning. On a subset
+    A(s) the tail is
+
+    - ``renormalise``: with ``projected-softmax`` it is cloning inside the subset, where a row whose action the subset
+      misses does not count;
+    - ``bucket``: one further action stands for all tokens outside, -log(1 - pi(A|s)) where the action is one of them,
+      with pi the softmax over the vocabulary whatever the extraction (one reduction).
+
+    ``[N]`` terms in nats a token.
 
     References:
         Pomerleau 1991; arXiv:1606.07947 when the trajectories are the teacher's.
@@ -31,6 +41,14 @@ class NLL(Objective):
 
     family: ClassVar[str] = "cloning"
     needs_logprobs: ClassVar[bool] = True
+
+    tail: Literal["renormalise", "bucket"] = Field(
+        "renormalise", description="what becomes of actions outside the subset: left out, or one action for all of them"
+    )
+
+    @classmethod
+    def examples(cls) -> Sequence["NLL"]:
+        return [cls(), cls(tail="bucket")]
 
     @property
     def needs_expert_rows(self) -> bool:
@@ -45,5 +63,8 @@ class NLL(Objective):
         return True
 
     def terms(self, td: TDBatch) -> NLLTerms:
+        if self.tail == "bucket" and not td.subset.full:
+            log_policy = td.student.select(td.transitions.action) - td.student.logsumexp()
+            return NLLTerms(nll=-torch.where(td.inside, log_policy, bucketed(td)[1][:, -1]))
         action = td.transitions.action[:, None]
         return NLLTerms(nll=-td.extraction.log_policy(td.q, action)[:, 0] * td.counts)

@@ -33,6 +33,15 @@ def test_every_recipe_has_the_same_number_of_trials(registry):
     assert {len(several) for several in trials.values()} == {4}
 
 
+def test_every_recipe_has_the_settings_of_one_of_its_trials(registry):
+    from distillzoo.core.config import resolve
+
+    trials = yaml.safe_load((command.HERE / "trials.yaml").read_text())
+    for name, several in trials.items():
+        own = resolve(registry, algo=name)
+        assert own in [resolve(registry, algo=name, sets=command._sets(sets)) for sets in several], name
+
+
 @pytest.mark.parametrize("file", ["trials.yaml", "ablations.yaml"])
 def test_every_trial_and_variant_resolves(registry, file):
     from distillzoo.core.config import resolve

@@ -23,6 +23,7 @@ from tests.reference.losses import iql_loss, kl, nucleus, softmax
 SUBSETS = [Full(), TopP(p=0.6), TopP(p=0.6, include_action=True), TopK(k=3)]
 OBJECTIVES = [
     NLL(),
+    NLL(tail="bucket"),
     ForwardKL(tail="renormalise"),
     ForwardKL(tail="bucket"),
     *(IQL(gauge=gauge, alpha=0.5) for gauge in ("raw", "max", "subset-max")),
@@ -123,6 +124,19 @@ def test_a_row_whose_action_the_subset_misses_does_not_count(world):
     assert outside.any()
     for objective in (NLL(), IQL()):
         assert (loss(objective, td)[outside] == 0).all()
+
+
+def test_cloning_with_a_bucket_equals_a_loop(world):
+    found = loss(NLL(tail="bucket"), world.td(TopP(p=0.3), ProjectedSoftmax()))
+    actions, missed = world.transitions.action.tolist(), 0
+    for value, student, teacher, action in zip(
+        found.tolist(), world.student.tolist(), world.teacher.tolist(), actions, strict=True
+    ):
+        policy, inside = softmax(student), nucleus(teacher, 0.3)
+        chance = policy[action] if action in inside else 1 - sum(policy[b] for b in inside)
+        missed += action not in inside
+        assert value == pytest.approx(-math.log(chance))
+    assert 0 < missed < len(actions)
 
 
 @pytest.mark.parametrize("tail", ["renormalise", "bucket"])
