@@ -65,6 +65,6 @@ class NLL(Objective):
     def terms(self, td: TDBatch) -> NLLTerms:
         if self.tail == "bucket" and not td.subset.full:
             log_policy = td.student.select(td.transitions.action) - td.student.logsumexp()
-            return NLLTerms(nll=-torch.where(td.inside, log_policy, bucketed(td)[1][:, -1]))
+            return NLLTerms(nll=-torch.where(td.inside > 0, log_policy, bucketed(td)[1][:, -1]))
         action = td.transitions.action[:, None]
         return NLLTerms(nll=-td.extraction.log_policy(td.q, action)[:, 0] * td.counts)
