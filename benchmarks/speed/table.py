@@ -43,9 +43,9 @@ def facts(work: Workload, rounds: int, peak: float) -> dict[str, Any]:
 def print_table(result: Mapping[str, Any], timings: Mapping[str, Timing]) -> None:
     """One line a step."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("step")
+    table.add_column("step", no_wrap=True)
     for head in ("s", "to sft", "quartiles", "to body", "head and loss, %", "of peak, %", "tokens/s", "memory, MiB"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=head == "quartiles")
     body = timings[BODY].seconds if BODY in timings else None
     for name, timing in timings.items():
         whole = not name.startswith(PARTS)
