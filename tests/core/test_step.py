@@ -13,21 +13,26 @@ from tests.core.one_step import EOS, trajectories
 from tests.tiny import VOCABULARY, tiny_model
 
 
-@pytest.mark.parametrize("parameters", [{}, {"support_weight": 0.5}, {"support_weight": 0.5, "support_fraction": 0.5}])
-def test_the_students_mass_on_the_sets(parameters):
+def composition(**parameters):
+    """bd-iql's step, its teacher and its subset."""
     vocabulary, registry = Vocabulary(VOCABULARY, None), installed()
     teacher = backbone(tiny_model("llama", 3), vocabulary, "teacher")
     student = backbone(tiny_model("llama", 2), vocabulary, "student")
     subset = registry.get("subset", "top-p")()
     objective = registry.get("objective", "iql")(gauge="subset-max", **parameters)
-    module = Distillation(student, subset, objective, registry.get("extraction", "projected-softmax")())
+    return Distillation(student, subset, objective, registry.get("extraction", "projected-softmax")()), teacher, subset
+
+
+@pytest.mark.parametrize("parameters", [{}, {"support_weight": 0.5}, {"support_weight": 0.5, "support_fraction": 0.5}])
+def test_the_students_mass_on_the_sets(parameters):
+    module, teacher, subset = composition(**parameters)
     batch = Collator(EOS).batch(trajectories(), torch.device("cpu"))
     table = batch.transitions()
     asked = ask(batch, table, teacher, subset, needs_view=False)
     with torch.no_grad():
         torch.manual_seed(4)
         result = module(asked)
-        policy = student.view_of(batch, asked.table).block(torch.arange(len(asked.table))).softmax(1)
+        policy = module.backbone.view_of(batch, asked.table).block(torch.arange(len(asked.table))).softmax(1)
     masses = (policy.gather(1, asked.subset.actions) * asked.subset.mask).sum(1)
     found = float(result.sums["student_mass"] / table.weight.sum())
     if "support_fraction" in parameters:
@@ -38,12 +43,7 @@ def test_the_students_mass_on_the_sets(parameters):
 
 @pytest.mark.parametrize("parameters", [{"support_weight": 0.5, "support_fraction": 0.5}, {"support_weight": 0.5}, {}])
 def test_a_pass_without_rows_is_zero(parameters):
-    vocabulary, registry = Vocabulary(VOCABULARY, None), installed()
-    teacher = backbone(tiny_model("llama", 3), vocabulary, "teacher")
-    student = backbone(tiny_model("llama", 2), vocabulary, "student")
-    subset = registry.get("subset", "top-p")()
-    objective = registry.get("objective", "iql")(gauge="subset-max", **parameters)
-    module = Distillation(student, subset, objective, registry.get("extraction", "projected-softmax")())
+    module, teacher, subset = composition(**parameters)
     batch = Collator(EOS).batch([replace(t, given=len(t.response.tokens)) for t in trajectories()], torch.device("cpu"))
     result = module(ask(batch, batch.transitions(), teacher, subset, needs_view=False))
     assert result.rows == 0
