@@ -18,7 +18,7 @@ from distillzoo.core.objective import PLAIN, Moments, Objective, TDBatch, suppor
 from distillzoo.core.subset import ActionSubset, Subset, WholeVocabulary
 from distillzoo.core.transitions import Transitions
 
-MASS_ROWS: Final = 64
+MASS_ROWS: Final = 8
 """States of a forward pass on which the student's mass on the subset is measured; each costs a pass over the head,
 unless the support term computes it anyway."""
 
