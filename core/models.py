@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -226,11 +227,9 @@ def _packing(found: Backbone) -> Backbone:
     border = PROBE_TOKENS
     positions = torch.tensor([[*range(border), *range(border - 1)]], device=device)
     others = torch.cat([ids[:, :border].flip(1), ids[:, border:]], 1)
-    training = model.training
-    model.eval()
-    together, beside_others = (found._last({"input_ids": row, "position_ids": positions}) for row in (ids, others))
-    alone = found._last({"input_ids": ids[:, border:]})
-    model.train(training)
+    with _in_eval_mode(model):
+        together, beside_others = (found._last({"input_ids": row, "position_ids": positions}) for row in (ids, others))
+        alone = found._last({"input_ids": ids[:, border:]})
     # what a sequence gives may not depend in the least on its neighbour, whatever the data type
     apart = torch.equal(together[:, border:], beside_others[:, border:])
     low = together.dtype in (torch.bfloat16, torch.float16)
@@ -246,11 +245,9 @@ def _packing(found: Backbone) -> Backbone:
 @torch.no_grad()
 def _head_explains(model: PreTrainedModel, head: nn.Linear) -> bool:
     ids = torch.arange(1, 1 + PROBE_TOKENS, device=model.device)[None] % head.weight.shape[0]
-    training = model.training
-    model.eval()
-    hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-    logits = model(input_ids=ids, use_cache=False).logits
-    model.train(training)
+    with _in_eval_mode(model):
+        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        logits = model(input_ids=ids, use_cache=False).logits
     if hidden is None or hidden.shape[-1] != head.weight.shape[1]:
         return False
     plain = head(hidden)
@@ -258,6 +255,16 @@ def _head_explains(model: PreTrainedModel, head: nn.Linear) -> bool:
     return plain.shape == logits.shape and bool(
         (plain.float() - logits.float()).abs().max() <= tolerance * logits.float().abs().max()
     )
+
+
+@contextmanager
+def _in_eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def shared_vocabulary(teacher: Any, student: Any) -> Vocabulary:

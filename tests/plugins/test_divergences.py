@@ -97,6 +97,7 @@ def test_the_families_meet_at_their_ends(p, q):
     assert of(AlphaDivergence(alpha=1 - near), p, q) == pytest.approx(forward, rel=0.01, abs=1e-4)
     assert of(AlphaDivergence(alpha=near), p, q) == pytest.approx(reverse, rel=0.01, abs=1e-4)
     assert of(SkewKL(alpha=1 - near), p, q) == pytest.approx(0.0, abs=1e-6)
+    assert of(SkewReverseKL(alpha=1 - near), p, q) == pytest.approx(0.0, abs=1e-6)
     assert of(JSD(beta=0.3), p, q) == pytest.approx(of(JSD(beta=0.7), q, p)), "exchanging both exchanges the weights"
     hellinger = sum((math.sqrt(x) - math.sqrt(y)) ** 2 for x, y in zip(p, q, strict=True)) / 2
     assert of(AlphaDivergence(alpha=0.5), p, q) == pytest.approx(4 * hellinger, abs=1e-12)
