@@ -7,3 +7,4 @@ from distillzoo.core.hookspecs import Register
 @hookimpl
 def register_commands(register: Register) -> None:
     register("bench", "distillzoo.benchmarks.command:bench")
+    register("leaderboard", "distillzoo.benchmarks.leaderboard.command:leaderboard")

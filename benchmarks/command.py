@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from distillzoo.benchmarks.harness.command import run
+from distillzoo.benchmarks.judge.command import judge
 from distillzoo.benchmarks.speed.shapes import SHAPES
 from distillzoo.core.errors import UserError, suggest
 
@@ -14,6 +16,10 @@ from distillzoo.core.errors import UserError, suggest
 @click.group()
 def bench() -> None:
     """Benchmarks."""
+
+
+bench.add_command(run)
+bench.add_command(judge)
 
 
 @bench.command()

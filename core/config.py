@@ -115,6 +115,14 @@ class Evaluation(_Section):
     before: bool = Field(True, description="evaluate the teacher and the student before training too")
 
 
+class Curve(_Section):
+    """What is measured during the training, with the decoding of ``evaluate``."""
+
+    every: int | None = Field(None, ge=1, description="optimiser steps between evaluations; null for none")
+    limit: int | None = Field(100, ge=1, description="evaluate on the first so many rows; null for all")
+    metrics: list[str] = Field(default_factory=lambda: ["right", "rouge-l"])
+
+
 class RunConfig(_Section):
     """Everything that makes a run. The resolved tree is written into the run directory and repeats the run."""
 
@@ -129,6 +137,7 @@ class RunConfig(_Section):
     train: Training = Field(default_factory=Training)
     lm: PlainCorpus = Field(default_factory=PlainCorpus)
     evaluate: Evaluation = Field(default_factory=Evaluation)
+    curve: Curve = Field(default_factory=Curve)
     teacher_cache: Path | None = Field(
         None, description="folder that distillzoo cache build wrote: trajectories and the teacher's sets come from it"
     )
@@ -153,11 +162,12 @@ def resolve(
     file: Path | None = None,
     flags: Tree | None = None,
     sets: tuple[str, ...] = (),
+    settings: str | None = None,
 ) -> RunConfig:
     """One configuration from its sources; each overrides those before it.
 
-    Defaults, the recipe, the recipe's settings for the suite or model type of the teacher, the YAML file, the flags,
-    the ``--set`` assignments. Every part's parameters are validated and filled with their defaults here, before any
+    Defaults, the recipe, the recipe's settings for the suite or model type of the teacher (or under the key that
+    ``settings`` names), the YAML file, the flags, the ``--set`` assignments. Every part's parameters are validated and filled with their defaults here, before any
     model loads.
 
     Raises:
@@ -169,7 +179,7 @@ def resolve(
     tree: Tree = {}
     if name is not None:
         recipe = Recipe.read(registry.get("recipe", str(name)))
-        family = model_family(registry, _model_of(upper) or _model_of(recipe.run) or "micro")
+        family = settings or model_family(registry, _model_of(upper) or _model_of(recipe.run) or "micro")
         tree = merge(recipe.run, recipe.settings.get(family or "", {}))
         tree["algo"] = str(name)
     tree = merge(tree, upper)
@@ -183,7 +193,7 @@ def resolve(
         choice: PartChoice = getattr(config, kind)
         filled = choice_of(build_part(registry, config, kind), choice.model_dump())
         setattr(config, kind, PartChoice.model_validate(filled))
-    for metric in config.evaluate.metrics:
+    for metric in (*config.evaluate.metrics, *config.curve.metrics):
         registry.entry("metric", metric)
     return config
 

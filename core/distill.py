@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from distillzoo.core.batch import Collator, TrajectoryData
 from distillzoo.core.cache.build import asks_more, must_fit, opened
 from distillzoo.core.config import RunConfig, dump
+from distillzoo.core.curve import CurveFile
 from distillzoo.core.errors import UserError
 from distillzoo.core.evaluation import Scores
 from distillzoo.core.models import fingerprint
@@ -30,6 +31,7 @@ from distillzoo.core.registry import PART_KINDS, Registry
 from distillzoo.core.report import write_report
 from distillzoo.core.rounds import Rounds
 from distillzoo.core.rundir import RunDirectory, checkpoint_step
+from distillzoo.core.spent import Spent
 from distillzoo.core.step import Distillation
 from distillzoo.core.subset import Subset
 from distillzoo.core.taught import pays, states_fit, taught, with_sets
@@ -68,6 +70,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     cut: Callable[[Subset], Subset] | None = None
     if cached is not None:
         trajectories, cut = cached
+        world.spent.teacher_read += sum(len(t.response.tokens) for t in trajectories)  # when the cache was built
     else:
         trajectories = [] if online else world.collect()
     _say_what_was_cut(world, reporter)
@@ -78,7 +81,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     if cached is not None:
         world.release_teacher()
     set_seed(config.seed)
-    trained = _train(world, trajectories, cut, directory, reporter)
+    spent = _train(world, trajectories, cut, directory, reporter)
     if not directory.writes:
         return None
     scores["after"] = world.evaluate(world.student, "the student after")
@@ -93,15 +96,15 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "evaluated_rows": len(world.valid_rows),
         "decoding": asdict(world.decoding),
         "scores": {name: found.metrics for name, found in scores.items()},
+        "positions": {name: found.positions for name, found in scores.items()},
         "answer_length": {name: found.answer_length for name, found in scores.items()},
         "sampled_tokens_per_second": {name: found.tokens_per_second for name, found in scores.items()},
         "directions": {name: metric.direction for name, metric in world.metrics.items()},
         "training": {
-            "steps": trained.steps,
+            "steps": config.train.max_steps,
             "trajectories": _sequences(config) if online else len(trajectories),
-            "response_tokens": trained.response_tokens,
-            "seconds": trained.seconds,
-            "response_tokens_per_second": trained.response_tokens / max(trained.seconds, 1e-9),
+            **spent.to_json(),
+            "tokens_per_second": spent.student_tokens / max(spent.seconds, 1e-9),
         },
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory(world.device),
@@ -174,16 +177,7 @@ class _MetricsFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
-            self._directory.append_metrics({"step": state.global_step, **logs})
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What is told of a training. The trainer itself, with the optimiser's state, may go."""
-
-    seconds: float
-    steps: int
-    response_tokens: int
+            self._directory.append(self._directory.metrics, {"step": state.global_step, **logs})
 
 
 def _train(
@@ -192,8 +186,8 @@ def _train(
     cut: Callable[[Subset], Subset] | None,
     directory: RunDirectory,
     reporter: Reporter,
-) -> _Trained:
-    start = time.perf_counter()
+) -> Spent:
+    """Train the student; returns the account of all processes."""
     subset, objective, extraction, source = world.parts
     arguments = training_arguments(world, directory)
     lm = world.config.lm
@@ -209,6 +203,9 @@ def _train(
     if source.period is not None:
         process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         rounds = Rounds(source, world.sources(), share_of(arguments, process, processes), world.config.seed)
+    callbacks: list[TrainerCallback] = [_MetricsFile(directory), StepProgress(reporter)]
+    if world.config.curve.every is not None:
+        callbacks.append(CurveFile(world, directory))
     trainer = DistillTrainer(
         student=Distillation(world.student, subset, objective, extraction),
         teacher=world.teacher if asked else None,
@@ -221,7 +218,8 @@ def _train(
         args=arguments,
         train_dataset=Places(_sequences(world.config)) if rounds else TrajectoryData(trajectories),
         processing_class=world.tokenizer,
-        callbacks=[_MetricsFile(directory), StepProgress(reporter)],
+        spent=world.spent,
+        callbacks=callbacks,
     )
     checkpoint = directory.last_checkpoint()
     if checkpoint is not None:
@@ -229,16 +227,15 @@ def _train(
     elif directory.metrics.exists():
         reporter.notice("no whole checkpoint yet: training begins again")
     done = checkpoint_step(checkpoint) if checkpoint is not None else 0
-    directory.rewind_metrics(done)
+    directory.rewind(done)
     if world.config.wandb and directory.writes:
         _start_wandb(world.config, directory)
-    with reporter.stage("training", total=world.config.train.max_steps):
+    with reporter.stage("training", total=world.config.train.max_steps), world.spent.running():
         if checkpoint is not None and done >= world.config.train.max_steps:
             trainer.restore(checkpoint)  # train() would take one step more
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.count_all_processes()
-    return _Trained(time.perf_counter() - start, trainer.state.global_step, trainer.response_tokens)
+    return world.spent.over_all_processes()
 
 
 def _taught(
@@ -255,7 +252,8 @@ def _taught(
         return trajectories
     if not sets and not states_fit(world.teacher, trajectories):
         return trajectories
-    with world.reporter.stage(f"the teacher reads {what}", total=len(trajectories)):
+    with world.reporter.stage(f"the teacher reads {what}", total=len(trajectories)), world.spent.running():
+        world.spent.teacher_read += sum(len(t.response.tokens) - t.given for t in trajectories)
         if not sets:
             return taught(world.teacher, trajectories, collator, size, advance)
         found = with_sets(world.teacher, world.parts[0], trajectories, collator, size, advance)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,9 @@ from distillzoo.core.trajectories import Completion, Sampler
 
 BLOCK: Final = 4096
 """Samples that are kept together."""
+
+SECONDS: Final = "seconds"
+"""Key of what drawing a block took, in the metadata of its file."""
 
 Progress = Callable[[int], None]
 """Called with the number of sequences that a batch finished."""
@@ -158,12 +162,15 @@ class KeptSamples:
         sampler: samples what is not there yet.
         identity: what the samples depend on besides the arguments: model and tokenizer hashes, lengths, stops.
         folder: where the files lie.
+        notice: says where samples were read from.
+        note: told of each block's key, its tokens and the seconds that they took when they were drawn.
     """
 
     sampler: Sampler
     identity: dict[str, Any]
     folder: Path
     notice: Callable[[str], None] = lambda text: None
+    note: Callable[[str, int, float], None] = lambda key, tokens, seconds: None
 
     def __call__(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
         found: list[Completion] = []
@@ -178,14 +185,18 @@ class KeptSamples:
         kept = _read(path)
         if kept is not None:
             self.notice(f"{len(prompts):,} samples read from {path}")
-            return kept
+            self.note(key, *kept.cost)
+            return kept.completions
+        start = time.perf_counter()
         completions = self.sampler(prompts, decoding, seed)
+        drawn = _Kept(completions, time.perf_counter() - start)
+        self.note(key, *drawn.cost)
         table = pa.table(
             {
                 "tokens": pa.array([c.tokens for c in completions], pa.list_(pa.int32())),
                 "ended": [c.ended for c in completions],
             }
-        )
+        ).replace_schema_metadata({SECONDS: str(drawn.seconds)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             half = path.with_suffix(f".{os.getpid()}.part")
@@ -201,11 +212,24 @@ class KeptSamples:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> list[Completion] | None:
+@dataclass(frozen=True)
+class _Kept:
+    """A block of samples and the seconds that drawing them took."""
+
+    completions: list[Completion]
+    seconds: float
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return sum(len(c.tokens) for c in self.completions), self.seconds
+
+
+def _read(path: Path) -> _Kept | None:
     """Samples of an earlier run; None if there are none, or the file is damaged, which makes them anew."""
     try:
         table = pq.read_table(path)
-    except (FileNotFoundError, pa.ArrowInvalid):
+        seconds = float(table.schema.metadata[SECONDS.encode()])
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError):
         return None
     rows = zip(table["tokens"].to_pylist(), table["ended"].to_pylist(), strict=True)
-    return [Completion(tokens, ended) for tokens, ended in rows]
+    return _Kept([Completion(tokens, ended) for tokens, ended in rows], seconds)

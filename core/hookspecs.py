@@ -57,5 +57,10 @@ def register_recipes(register: Register) -> None:
 
 
 @hookspec
+def register_benchmarks(register: Register) -> None:
+    """Enter paths of benchmark files (YAML): what a matrix of ``distillzoo bench run`` holds fixed."""
+
+
+@hookspec
 def register_commands(register: Register) -> None:
     """Enter click commands, which become subcommands of ``distillzoo``."""

@@ -19,7 +19,10 @@ from distillzoo.core.errors import UnknownName, UserError, suggest
 GROUP: Final = "distillzoo"
 """Entry-point group of the plugins."""
 
-Kind = Literal["subset", "objective", "extraction", "trajectories", "metric", "suite", "recipe", "command"]
+Kind = Literal["subset", "objective", "extraction", "trajectories", "metric", "suite", "recipe", "benchmark", "command"]
+
+FILES: Final[tuple[Kind, ...]] = ("recipe", "benchmark")
+"""Kinds that are files and no classes."""
 
 PART_KINDS: Final[tuple[Kind, ...]] = ("subset", "objective", "extraction", "trajectories")
 """The four kinds that compose an algorithm, in the order of the design."""
@@ -32,6 +35,7 @@ HOOKS: Final[dict[Kind, str]] = {
     "metric": "register_metrics",
     "suite": "register_suites",
     "recipe": "register_recipes",
+    "benchmark": "register_benchmarks",
     "command": "register_commands",
 }
 
@@ -238,14 +242,14 @@ class Registry:
         return next((kind for kind in PART_KINDS if issubclass(annotation, _imported(BASES[kind]))), None)
 
     def get(self, kind: Kind, name: str) -> Any:
-        """The registered class (or path, for a recipe), imported if need be.
+        """The registered class (or path, for a recipe or a benchmark), imported if need be.
 
         Raises:
             UnknownName: nothing of that kind has the name.
             PluginError: the target cannot be imported or is not a subclass of the kind's base.
         """
         entry = self.entry(kind, name)
-        if kind == "recipe":
+        if kind in FILES:
             return entry.target
         try:
             target = _imported(entry.target)

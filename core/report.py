@@ -10,6 +10,7 @@ import vl_convert
 
 from distillzoo.core.data import Row
 from distillzoo.core.evaluation import Scores
+from distillzoo.core.metric import ARROWS
 from distillzoo.core.rundir import RunDirectory
 
 SAMPLES: Final = 12
@@ -44,7 +45,7 @@ def write_report(
 
     ``right`` is the suite's checker, whose marks are shown beside the answers; ``digits`` the decimals of each metric.
     """
-    history = list(directory.read_metrics())
+    history = list(directory.read(directory.metrics))
     terms = tuple(sorted({name for row in history for name in row} - NOT_TERMS))
     charts = []
     for title, columns, with_terms in CHARTS:
@@ -72,6 +73,7 @@ def write_report(
         name=directory.path.name,
         result=result,
         digits=digits,
+        arrows=ARROWS,
         table=score_table(result),
         charts=charts,
         samples=samples,

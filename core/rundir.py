@@ -27,6 +27,10 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def curve(self) -> Path:
+        return self.path / "curve.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -106,30 +110,32 @@ class RunDirectory:
         """Write JSON, whole or not at all."""
         self.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``."""
+    def append(self, path: Path, row: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl`` or ``curve.jsonl``."""
         if not self.writes:
             return
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise cannot("write", self.metrics, error) from None
+            raise cannot("write", path, error) from None
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``; a last line that a kill cut in half is left out."""
-        if not self.metrics.exists():
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The rows of such a file; a last line that a kill cut in half is left out."""
+        if not path.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except ValueError:
                 return
 
-    def rewind_metrics(self, step: int) -> None:
+    def rewind(self, step: int) -> None:
         """Drop the rows after a step, which a resumed run writes again."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
-        self.write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        for path in (self.metrics, self.curve):
+            if path.exists():
+                rows = [row for row in self.read(path) if row["step"] <= step]
+                self.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def last_checkpoint(self) -> Path | None:
         """The latest whole checkpoint. ``trainer_state.json`` is written last, so one without it was cut off."""

@@ -20,6 +20,7 @@ from distillzoo.core.logits import LogitView
 from distillzoo.core.models import Backbone
 from distillzoo.core.objective import Moments, Objective
 from distillzoo.core.rounds import Rounds, Share, Shuffled
+from distillzoo.core.spent import Spent
 from distillzoo.core.step import Asked, Distillation, PlainText, StepResult, ask, view_of_teacher
 from distillzoo.core.subset import ActionSubset, Subset
 from distillzoo.core.target import TargetNetwork
@@ -74,6 +75,7 @@ class DistillTrainer(Trainer):
         rounds: where the trajectories come from, if not from ``train_dataset``.
         corpus: of the language-modelling term.
         cut: makes the subset's sets of those that trajectories come with, where they are larger.
+        spent: the account of this training.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class DistillTrainer(Trainer):
         rounds: Rounds | None = None,
         corpus: Corpus | None = None,
         cut: Callable[[Subset], Subset] | None = None,
+        spent: Spent,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student, data_collator=collator if rounds is None else _counted, **kwargs)
@@ -104,8 +107,7 @@ class DistillTrainer(Trainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._rows = 0
         self._sizes: list[int] = []
-        self.response_tokens = 0
-        """Response tokens trained on, by this process until ``count_all_processes``."""
+        self._spent = spent
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The forward passes of an optimiser step, with all that spans them: counts, moments, the second corpus."""
@@ -182,6 +184,9 @@ class DistillTrainer(Trainer):
         if self._target is not None:
             with torch.no_grad(), self.accelerator.autocast():  # as the student, whose copy it is
                 target = self._target.view(batch, table)
+        asks = self._teacher is not None and (self._subset.needs_teacher or self._needs_view)
+        if asks and batch.stored is None and batch.teacher_states is None:
+            self._spent.teacher_read += len(table)
         return ask(batch, table, self._teacher, self._subset, self._needs_view, target, self._cut)
 
     @torch.no_grad()
@@ -192,6 +197,8 @@ class DistillTrainer(Trainer):
         teacher: LogitView | None = None
         if self._corpus.teacher_share > 0:
             assert self._teacher is not None, "distil() gives a teacher where anything asks it"
+            if batch.teacher_states is None:
+                self._spent.teacher_read += len(table)
             teacher = view_of_teacher(self._teacher, batch, table)
         return PlainText(batch, table, teacher, weight, self._corpus.teacher_share)
 
@@ -199,13 +206,14 @@ class DistillTrainer(Trainer):
         for name, value in result.sums.items():
             self._sums[name] += float(value)
         self._rows += result.rows
-        self.response_tokens += result.rows
+        self._spent.student_tokens += result.rows
         room = SIZES_KEPT - len(self._sizes)
         self._sizes.extend(result.sizes[:room].tolist())
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """Train, from a checkpoint if one is given: what the Trainer doesn't know of is read here."""
         if resume_from_checkpoint is not None:
+            self._spent.load(Path(resume_from_checkpoint))
             if self._target is not None:
                 self._target.load(Path(resume_from_checkpoint) / TARGET)
             if self._rounds is not None:
@@ -215,12 +223,8 @@ class DistillTrainer(Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Take weights and state of a checkpoint, for a run whose training had ended when it was cut off."""
         self._load_from_checkpoint(str(checkpoint))
+        self._spent.load(checkpoint)
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-    def count_all_processes(self) -> None:
-        """Make ``response_tokens`` the count over all processes."""
-        local = torch.tensor(self.response_tokens, device=self.accelerator.device)
-        self.response_tokens = int(self.accelerator.reduce(local, "sum"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of all terms since the last row of the log."""
@@ -238,8 +242,11 @@ class DistillTrainer(Trainer):
         try:
             if self._rounds is not None:  # before the trainer's own state, whose presence means a whole checkpoint
                 self._rounds.save(folder)
-            if self._target is not None and self.is_world_process_zero():
-                self._target.save(folder / TARGET)
+            spent = self._spent.over_all_processes()
+            if self.is_world_process_zero():
+                spent.save(folder)
+                if self._target is not None:
+                    self._target.save(folder / TARGET)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError

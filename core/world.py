@@ -41,6 +41,7 @@ from distillzoo.core.objective import Objective
 from distillzoo.core.progress import Reporter
 from distillzoo.core.prune import pruned_layers
 from distillzoo.core.registry import PART_KINDS, Registry
+from distillzoo.core.spent import Spent
 from distillzoo.core.subset import ActionSubset
 from distillzoo.core.suite import Suite
 from distillzoo.core.trajectories import Completion, PromptRow, Sources, Trajectory, TrajectorySource
@@ -120,6 +121,7 @@ class World:
     config: RunConfig
     registry: Registry
     reporter: Reporter = field(default_factory=Reporter)
+    spent: Spent = field(default_factory=Spent)
 
     def __post_init__(self) -> None:
         self.device = pick_device(self.config.device)
@@ -362,47 +364,63 @@ class World:
             max_new_tokens=like.max_new_tokens,
         )
 
-    def sources(self) -> Sources:
-        """What a trajectory source may draw on, with the student as it is when it is asked."""
-        size = self.config.evaluate.batch_size
-        sampler = self.generator(self.teacher, size)
-        kept = KeptSamples(
-            self._vllm(sampler) if self.config.sampler == "vllm" else sampler,
+    def _kept_samples(self, like: Generator, sampler: str) -> KeptSamples:
+        """The teacher's samples, read from the cache where it has them; ``sampler`` names what draws the others."""
+        return KeptSamples(
+            self._vllm(like) if sampler == "vllm" else like,
             {
-                "sampler": self.config.sampler,
+                "sampler": sampler,
                 "teacher": self.teacher_hash,
                 "teacher_config": self.teacher.model.config.to_json_string(),
                 "tokenizer": tokenizer_hash(self.tokenizer),
-                "max_new_tokens": sampler.max_new_tokens,
-                "stops": list(sampler.stops),
-                "suppressed": list(sampler.suppressed),
+                "max_new_tokens": like.max_new_tokens,
+                "stops": list(like.stops),
+                "suppressed": list(like.suppressed),
                 "dtype": str(self.dtype),
                 "device": self.device.type,
-                "batch_size": size,
+                "batch_size": like.batch_size,
             },
             cache_folder() / "samples",
             self.reporter.notice,
         )
-        student = replace(self.generator(self.student, size), with_logprobs=True)
+
+    def sources(self) -> Sources:
+        """What a trajectory source may draw on, with the student as it is when it is asked."""
+        size = self.config.evaluate.batch_size
+        sampler = self.generator(self.teacher, size)
+        kept = replace(self._kept_samples(sampler, self.config.sampler), note=self.spent.note_offline)
+        own = replace(self.generator(self.student, size), with_logprobs=True)
+        spent = self.spent
+
+        def sampled(completions: list[Completion]) -> list[Completion]:
+            spent.sampled_tokens += sum(len(c.tokens) for c in completions)
+            return completions
+
+        def student(prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
+            return sampled(own(prompts, decoding, seed))
 
         def teacher(prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
             with _one_first(self.device):
                 return kept(prompts, decoding, seed)
 
         def mixed(prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:
-            return replace(student, mixture=Mixture(self.teacher, share))(prompts, decoding, seed)
+            found = sampled(replace(own, mixture=Mixture(self.teacher, share))(prompts, decoding, seed))
+            spent.teacher_read += sum(len(c.tokens) for c in found)
+            return found
 
         def beginnings(
             prompts: Sequence[list[int]], decoding: Decoding, seed: int, lengths: Sequence[int]
         ) -> list[Completion]:
-            return student(prompts, decoding, seed, [min(n, student.max_new_tokens - 1) for n in lengths])
+            return sampled(own(prompts, decoding, seed, [min(n, own.max_new_tokens - 1) for n in lengths]))
 
         def endings(
             prompts: Sequence[list[int]], beginnings: Sequence[list[int]], decoding: Decoding, seed: int
         ) -> list[Completion]:
             begun = [[*prompt, *tokens] for prompt, tokens in zip(prompts, beginnings, strict=True)]
             limits = [sampler.max_new_tokens - len(tokens) for tokens in beginnings]
-            return replace(sampler, with_logprobs=True)(begun, decoding, seed, limits)
+            found = replace(sampler, with_logprobs=True)(begun, decoding, seed, limits)
+            spent.teacher_read += sum(len(c.tokens) for c in found)
+            return found
 
         return Sources(
             rows=self.train_prompts,
@@ -419,18 +437,43 @@ class World:
         rows = self.encoder.encode(self._limited[1][:HELD_OUT_ROWS], Truncation())
         return mean_nll(self.student, rows, self.tokenizer.pad_token_id, self.config.evaluate.batch_size)
 
-    def evaluate(self, model: Backbone, what: str, against_teacher: bool = True) -> Scores:
-        """Scores of one model on the evaluation rows."""
-        with self.reporter.stage(f"evaluating {what}", total=len(self.valid_rows)):
+    def evaluate(
+        self,
+        model: Backbone,
+        what: str,
+        against_teacher: bool = True,
+        metrics: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> Scores:
+        """Scores of one model on the evaluation rows, or on the first ``limit`` of them.
+
+        Args:
+            model: the model.
+            what: the model in words, for the progress.
+            against_teacher: whether the metrics may compare with the teacher; else those that do are None.
+            metrics: names, of ``metrics`` if not given.
+            limit: None for all rows.
+        """
+        chosen = self.metrics if metrics is None else {name: self.registry.get("metric", name)() for name in metrics}
+        rows, prompts = self.valid_rows[:limit], self.valid_prompts[:limit]
+        size = self.config.evaluate.batch_size
+
+        def teacher_samples(prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
+            # drawn as the student's are, not by vLLM; and only one process evaluates, so none waits for it here
+            drawing = replace(self.generator(self.teacher, size), progress=lambda count: None)
+            return self._kept_samples(drawing, "transformers")(prompts, decoding, seed)
+
+        with self.reporter.stage(f"evaluating {what}", total=len(rows)):
             return evaluate(
-                self.generator(model, self.config.evaluate.batch_size),
+                self.generator(model, size),
                 model,
                 self.teacher if against_teacher else None,
-                self.valid_rows,
+                teacher_samples,
+                rows,
                 self.encoder,
-                self.valid_prompts,
+                prompts,
                 self.suite,
-                self.metrics,
+                chosen,
                 self.decoding,
                 self.config.seed,
             )

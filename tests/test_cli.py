@@ -92,7 +92,7 @@ def test_a_run_from_the_command_line_writes_its_directory(distillzoo, small, tmp
     assert found["parts"]["subset"] == "top-k"
     assert set(found["scores"]) == {"teacher", "before", "after"}
     assert found["scores"]["after"]["forward-kl"] < found["scores"]["before"]["forward-kl"]
-    assert found["training"]["response_tokens"] > 0
+    assert found["training"]["student_tokens"] > 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 4, 6]
     for name in ("imitation", "penalty", "support", "value", "subset_size", "subset_size_p95", "teacher_mass",
@@ -130,7 +130,7 @@ def test_two_processes_share_a_run(distillzoo, small, tmp_path):
     assert result.stdout.count("student after") == 1
     assert distillzoo("run", "--algo", "bd-iql", *small, "--output", "alone", "-q").returncode == 0
     found, alone = (json.loads((tmp_path / d / "result.json").read_text()) for d in ("out", "alone"))
-    assert found["training"]["response_tokens"] > 0
+    assert found["training"]["student_tokens"] > 0
     assert found["scores"]["after"]["forward-kl"] < found["scores"]["before"]["forward-kl"]
     assert found["scores"]["before"] == alone["scores"]["before"]
 

@@ -132,7 +132,7 @@ def run_here(registry: Registry, tiny: Tiny, tmp_path: Path):
 def test_the_student_learns_from_each_source(run_here, source):
     found, _ = run_here(source)
     assert found["training"]["trajectories"] == 240
-    assert 240 <= found["training"]["response_tokens"] <= 240 * 12
+    assert 240 <= found["training"]["student_tokens"] <= 240 * 12
     assert found["scores"]["after"]["forward-kl"] < 0.8 * found["scores"]["before"]["forward-kl"]
 
 

@@ -13,3 +13,8 @@ def register_metrics(register: Register) -> None:
     register("reverse-kl", f"{here}.divergence:ReverseKL")
     register("entropy", f"{here}.entropy:Entropy")
     register("nucleus-mass", f"{here}.nucleus_mass:NucleusMass")
+    register("ex-acc-err", f"{here}.exposure_bias:ExcessAccumulatedError")
+    register("calibration", f"{here}.calibration:Calibration")
+    register("distinct-1", f"{here}.distinct:Distinct1")
+    register("distinct-2", f"{here}.distinct:Distinct2")
+    register("length-ratio", f"{here}.length_ratio:LengthRatio")

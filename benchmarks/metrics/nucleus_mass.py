@@ -1,13 +1,13 @@
 """How much of the student's policy lies where the teacher's does."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distillzoo.core.metric import Evaluated, Metric
+from distillzoo.core.metric import Direction, Evaluated, Metric
 from distillzoo.core.prefixes import reaching
 
 
@@ -17,7 +17,7 @@ class NucleusMass(Metric):
     M = mean over s ~ pi of sum over a in A_p(s) of pi(a|s),  A_p the smallest set with teacher mass p
     """
 
-    direction: ClassVar[Literal["higher", "lower"]] = "higher"
+    direction: ClassVar[Direction] = "higher"
     label: ClassVar[str] = "mass in the teacher's nucleus"
     digits: ClassVar[int] = 3
 

@@ -1,8 +1,8 @@
 """Share of right answers."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from distillzoo.core.metric import Evaluated, Metric
+from distillzoo.core.metric import Direction, Evaluated, Metric
 
 
 class Right(Metric):
@@ -13,7 +13,7 @@ class Right(Metric):
     None for data without a checker.
     """
 
-    direction: ClassVar[Literal["higher", "lower"]] = "higher"
+    direction: ClassVar[Direction] = "higher"
     label: ClassVar[str] = "right, %"
     digits: ClassVar[int] = 1
 

@@ -1,8 +1,8 @@
 """Rouge-L."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from distillzoo.core.metric import Evaluated, Metric
+from distillzoo.core.metric import Direction, Evaluated, Metric
 
 
 class RougeL(Metric):
@@ -16,7 +16,7 @@ class RougeL(Metric):
         Lin 2004, ROUGE; the protocol of arXiv:2306.08543 and arXiv:2505.20335.
     """
 
-    direction: ClassVar[Literal["higher", "lower"]] = "higher"
+    direction: ClassVar[Direction] = "higher"
     label: ClassVar[str] = "Rouge-L"
     digits: ClassVar[int] = 1
 

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from distillzoo.core.metric import Metric
+from distillzoo.core.metric import ARROWS, Metric
 from distillzoo.core.registry import installed
 from distillzoo.core.rundir import RunDirectory
 
@@ -48,13 +48,13 @@ def number(value: float | None, digits: int) -> str:
 
 
 def print_scores(rows: list[tuple[str, dict[str, float | None]]], directions: Mapping[str, str]) -> None:
-    """A table of models and metrics, with an arrow towards the better values."""
+    """A table of models and metrics, with an arrow towards the better values, if either end is better."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model")
     digits = []
     for name, direction in directions.items():
         metric: type[Metric] = installed().get("metric", name)
-        table.add_column(f"{metric.label} {'↑' if direction == 'higher' else '↓'}", justify="right")
+        table.add_column(f"{metric.label}{ARROWS[direction]}", justify="right")
         digits.append(metric.digits)
     for model, scores in rows:
         cells = (number(scores[name], d) for name, d in zip(directions, digits, strict=True))
@@ -77,7 +77,7 @@ def print_result(result: dict[str, Any], directory: RunDirectory) -> None:
     click.echo(
         f"\n{result['evaluated_rows']} prompts, {decoded(decoding['temperature'], decoding['top_p'])}.\n"
         f"{training['steps']} steps on {training['trajectories']:,} trajectories: {training['seconds']:.1f} s, "
-        f"{training['response_tokens_per_second']:,.0f} response tokens a second.\n"
+        f"{training['tokens_per_second']:,.0f} response tokens a second.\n"
         f"{result['seconds']:.1f} s in all, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB."
     )
     click.echo(f"model   {directory.model}\nreport  {directory.report}\nresult  {directory.result}")

@@ -17,8 +17,8 @@ from rich.text import Text
 from distillzoo.core.config import build_part, dump, resolve
 from distillzoo.core.errors import UnknownName, UserError, suggest
 from distillzoo.core.part import Part
-from distillzoo.core.recipe import Recipe
-from distillzoo.core.registry import HOOKS, PART_KINDS, Entry, Kind, Registry, installed
+from distillzoo.core.recipe import Recipe, read_yaml
+from distillzoo.core.registry import FILES, HOOKS, PART_KINDS, Entry, Kind, Registry, installed
 
 PLURALS: Final[dict[str, Kind]] = {
     "subsets": "subset",
@@ -29,9 +29,12 @@ PLURALS: Final[dict[str, Kind]] = {
     "suites": "suite",
     "recipes": "recipe",
     "algorithms": "recipe",
+    "benchmarks": "benchmark",
 }
 
-SHOWN: Final[tuple[Kind, ...]] = ("recipe", "subset", "objective", "extraction", "trajectories", "metric", "suite")
+SHOWN: Final[tuple[Kind, ...]] = (
+    *("recipe", "subset", "objective", "extraction", "trajectories", "metric", "suite", "benchmark"),
+)
 
 
 @click.command("list")
@@ -40,9 +43,9 @@ SHOWN: Final[tuple[Kind, ...]] = ("recipe", "subset", "objective", "extraction",
 def list_parts(kind: str | None, as_json: bool) -> None:
     """List what is installed, with the plugin each part comes from.
 
-    KIND is one of subsets, objectives, extractions, trajectories, metrics, suites, recipes (or algorithms); all if not
-    given. For algorithms alone it says on whose trajectories they train (on- or off-policy), on which actions, of what
-    kind they are and how much of the teacher's distribution they ask for.
+    KIND is one of subsets, objectives, extractions, trajectories, metrics, suites, recipes (or algorithms), benchmarks;
+    all if not given. For algorithms alone it says on whose trajectories they train (on- or off-policy), on which
+    actions, of what kind they are and how much of the teacher's distribution they ask for.
     """
     if kind is not None and kind not in PLURALS and kind not in HOOKS:
         raise UserError(f"There is no kind '{kind}'.{suggest(kind, PLURALS)}")
@@ -113,6 +116,8 @@ def _summary(registry: Registry, entry: Entry) -> str:
     try:
         if entry.kind == "recipe":
             return Recipe.read(Path(entry.target)).title
+        if entry.kind in FILES:
+            return str(read_yaml(Path(entry.target)).get("title", ""))
         paragraph = (inspect.getdoc(registry.get(entry.kind, entry.name)) or "").partition("\n\n")[0]
     except UserError as error:  # one broken part must not hide the others
         return f"unusable. {error}"
@@ -138,6 +143,8 @@ def show(words: tuple[str, ...], sets: tuple[str, ...], file: Path | None) -> No
     entry = _find(registry, words[-1], words[0] if len(words) == 2 else None)
     if entry.kind == "recipe":
         _show_recipe(registry, entry)
+    elif entry.kind in FILES:
+        click.echo(Path(entry.target).read_text(encoding="utf-8"), nl=False)
     else:
         _show_part(registry.get(entry.kind, entry.name), entry)
 

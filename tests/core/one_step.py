@@ -12,6 +12,7 @@ from distillzoo.core.extraction import PolicyExtraction
 from distillzoo.core.models import Backbone, Vocabulary, backbone
 from distillzoo.core.objective import Objective
 from distillzoo.core.registry import installed
+from distillzoo.core.spent import Spent
 from distillzoo.core.step import Distillation
 from distillzoo.core.subset import ActionSubset
 from distillzoo.core.trainer import Corpus, DistillTrainer
@@ -97,6 +98,7 @@ def trainer_of(
         train_dataset=TrajectoryData([found[i] for i in order] if order else found),
         collator=collator or Collator(EOS),
         corpus=corpus,
+        spent=Spent(),
     )
     return trainer, model
 

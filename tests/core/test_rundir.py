@@ -27,16 +27,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_half_one(directory):
 
 
 def test_a_last_line_cut_in_half_is_left_out(directory):
-    directory.append_metrics({"step": 1})
+    directory.append(directory.metrics, {"step": 1})
     with directory.metrics.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert list(directory.read_metrics()) == [{"step": 1}]
+    assert list(directory.read(directory.metrics)) == [{"step": 1}]
 
 
 def test_rewinding_drops_rows_after_a_step(directory):
     for step in (1, 2, 3):
-        directory.append_metrics({"step": step})
-    directory.rewind_metrics(2)
+        directory.append(directory.metrics, {"step": step})
+    directory.rewind(2)
     assert [json.loads(line)["step"] for line in directory.metrics.read_text().splitlines()] == [1, 2]
 
 

@@ -1,0 +1,198 @@
+"""Benchmarks: what a matrix of algorithms holds fixed, as a YAML file that a plugin registers."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distillzoo.core.config import Column
+from distillzoo.core.errors import UserError, explain, suggest
+from distillzoo.core.recipe import read_yaml
+from distillzoo.core.registry import Registry
+
+INPUT: Final = re.compile(r"input:([a-z0-9-]+)")
+"""How a benchmark's file names what the user gives by path."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Input(_Section):
+    """Something that the user gives with ``--input NAME=VALUE``: a path or a hub id."""
+
+    about: str = Field(description="what it is, and where it can be had")
+    default: str | None = Field(None, description="a hub id that is taken without the option")
+    sha256: str | None = Field(None, description="of the file; another file is refused")
+
+
+class Pair(_Section):
+    """A teacher and a student."""
+
+    teacher: str = Field(description="suite, hub id, folder or input:NAME")
+    student: str = Field(description="the same, or prune:layers=N")
+    architecture: str | None = Field(None, description="model type, as in gpt2: for --dry-run where no hub is at hand")
+    run: dict[str, Any] = Field(default_factory=dict, description="configuration that belongs to the pair")
+    gpu_hours: float | None = Field(None, gt=0, description="estimate for one cell on one H100")
+
+
+class FineTuning(_Section):
+    """A model's start, made once and shared by all cells: a recipe's run on the training data."""
+
+    algo: str = "bc"
+    run: dict[str, Any] = Field(default_factory=dict, description="configuration over the recipe's")
+
+
+class Task(_Section):
+    """A set of prompts with reference answers on which trained students are scored."""
+
+    data: str = Field(description="JSON lines file, datasets id (id:split), suite (suite:split) or input:NAME")
+    columns: dict[Column, str] = Field(default_factory=dict, description="as data.columns of a run")
+    limit: int | None = Field(None, ge=1, description="only the first so many prompts; null for all")
+
+
+class DecodingChoice(_Section):
+    """How answers are sampled, and which metrics are taken of them."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    metrics: list[str] = Field(min_length=1)
+
+
+class Headline(_Section):
+    """The score that ranks."""
+
+    metric: str
+    decoding: str
+
+
+class Curve(_Section):
+    """What is measured during the training, on the first validation rows."""
+
+    every: int = Field(ge=1, description="optimiser steps")
+    metrics: list[str] = Field(min_length=1)
+    decoding: str
+    limit: int | None = Field(None, ge=1)
+
+
+class Benchmark(_Section):
+    """Everything that the cells of a matrix have in common.
+
+    A cell's configuration is the recipe's with its settings for ``settings``, then what ``algorithms`` has for it, then
+    ``run``, the pair's ``run`` and the seed. What ``run`` says holds for every algorithm, so the budget stands there.
+    """
+
+    title: str
+    version: int = Field(ge=1, description="raised when a change alters results")
+    about: str
+    inputs: dict[str, Input] = Field(default_factory=dict)
+    pairs: dict[str, Pair] = Field(min_length=1)
+    run: dict[str, Any] = Field(description="configuration of every cell: data, lengths, budget")
+    settings: str | None = Field(None, description="key of the recipes' settings; default: the teacher's model type")
+    algorithms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="configuration of single algorithms here, for those without such settings"
+    )
+    teacher_start: FineTuning | None = None
+    student_start: FineTuning | None = None
+    hashes: dict[str, str] = Field(
+        default_factory=dict, description="sha256 that teacher, student_before, tokenizer and data must have"
+    )
+    tasks: dict[str, Task] = Field(min_length=1)
+    decodings: dict[str, DecodingChoice] = Field(min_length=1)
+    headline: Headline
+    curve: Curve | None = None
+    seeds: int = Field(5, ge=1, description="seeds 0 to seeds - 1")
+    trials: int | None = Field(None, description="tuning trials that the settings of each algorithm rest on")
+    answers_may_be_published: bool = Field(False, description="whether prompts and answers may be shown on a page")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "Benchmark":
+        for field, chosen in (("headline", self.headline), ("curve", self.curve)):
+            if chosen is not None and chosen.decoding not in self.decodings:
+                known = suggest(chosen.decoding, self.decodings)
+                raise ValueError(f"{field}.decoding is '{chosen.decoding}', which is no decoding here.{known}")
+        wanted = self.decodings[self.headline.decoding].metrics
+        if self.headline.metric not in wanted:
+            raise ValueError(f"headline.metric is '{self.headline.metric}', which is not measured.")
+        for name in _inputs_in(self.model_dump()):
+            if name not in self.inputs:
+                raise ValueError(f"input:{name} is named, and inputs has no '{name}'.{suggest(name, self.inputs)}")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> "Benchmark":
+        """Read and validate a benchmark's file.
+
+        Raises:
+            UserError: the file is missing, is no YAML mapping, or a field is wrong.
+        """
+        try:
+            return cls.model_validate(read_yaml(path))
+        except ValidationError as error:
+            raise UserError(f"Benchmark '{path}': {explain(error, '', cls.model_fields)}") from None
+
+    def given(self, values: Mapping[str, str]) -> dict[str, str]:
+        """The inputs' values: those given, else the defaults. Files are named by absolute paths.
+
+        Raises:
+            UserError: an input is unknown, missing, or a file with another hash than the benchmark's.
+        """
+        for name in values:
+            if name not in self.inputs:
+                raise UserError(f"--input {name}: the benchmark has no such input.{suggest(name, self.inputs)}")
+        found = {}
+        for name, one in self.inputs.items():
+            value = values.get(name, one.default)
+            if value is None:
+                raise UserError(f"This benchmark needs --input {name}=PATH: {one.about}")
+            path = Path(value).expanduser()
+            if path.exists():
+                value = str(path.resolve())
+            if one.sha256 is not None and path.is_file() and sha256_of(path) != one.sha256:
+                raise UserError(f"--input {name}={value}: the file's sha256 is not {one.sha256}, the benchmark's.")
+            found[name] = value
+        return found
+
+
+def with_inputs(tree: Any, values: Mapping[str, str]) -> Any:
+    """A copy of a tree with each ``input:NAME`` replaced by its value."""
+    if isinstance(tree, Mapping):
+        return {key: with_inputs(value, values) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [with_inputs(value, values) for value in tree]
+    match = INPUT.fullmatch(tree) if isinstance(tree, str) else None
+    return deepcopy(tree) if match is None else values[match[1]]
+
+
+def renamed(tree: Any, names: Mapping[str, str]) -> Any:
+    """A copy of a tree with values replaced by their names, so that a row tells no path of its machine."""
+    if isinstance(tree, Mapping):
+        return {key: renamed(value, names) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [renamed(value, names) for value in tree]
+    return names.get(tree, tree) if isinstance(tree, str) else tree
+
+
+def benchmark_of(registry: Registry, name: str) -> tuple[Benchmark, Path]:
+    """A registered benchmark and its file; raises as ``Registry.get`` and ``Benchmark.read``."""
+    path = Path(registry.get("benchmark", name))
+    return Benchmark.read(path), path
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inputs_in(tree: Any) -> set[str]:
+    if isinstance(tree, Mapping):
+        return set().union(*(_inputs_in(value) for value in tree.values()))
+    if isinstance(tree, list):
+        return set().union(*(_inputs_in(value) for value in tree))
+    match = INPUT.fullmatch(tree) if isinstance(tree, str) else None
+    return set() if match is None else {match[1]}

@@ -1,0 +1,238 @@
+"""One cell: train, score and write a row. ``python -m distillzoo.benchmarks.harness.cell FOLDER`` is its process."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock
+
+from distillzoo.benchmarks.harness.benchmark import Benchmark, Pair, renamed, with_inputs
+from distillzoo.benchmarks.harness.plan import Cell, suite_hash
+from distillzoo.benchmarks.harness.row import (
+    Cost,
+    CurvePoint,
+    DecodingUsed,
+    PartUsed,
+    Row,
+)
+from distillzoo.core.config import RunConfig, merge, resolve
+from distillzoo.core.files import write_whole
+from distillzoo.core.recipe import Recipe
+from distillzoo.core.registry import PART_KINDS, Kind, Registry, installed
+
+ROW: Final = "row.json"
+"""A finished cell's row, in its folder."""
+
+CELL: Final = "cell.json"
+"""What a cell is, in its folder."""
+
+
+def configuration(
+    cell: Cell, benchmark: Benchmark, registry: Registry, pair: Pair, models: Mapping[str, str]
+) -> RunConfig:
+    """The configuration of a cell's run: the recipe's, under what the benchmark holds fixed.
+
+    Args:
+        cell: the cell.
+        benchmark: its benchmark.
+        registry: of the parts.
+        pair: the cell's pair.
+        models: teacher and student, where they are not the pair's own.
+    """
+    headline = benchmark.decodings[benchmark.headline.decoding]
+    evaluate: dict[str, Any] = {"before": False, "metrics": [benchmark.headline.metric]}
+    curve = {}
+    if benchmark.curve is not None:
+        headline = benchmark.decodings[benchmark.curve.decoding]
+        curve = {"every": benchmark.curve.every, "limit": benchmark.curve.limit, "metrics": benchmark.curve.metrics}
+    evaluate |= {"temperature": headline.temperature, "top_p": headline.top_p}
+    own = {"teacher": {"model": models["teacher"]}, "student": {"model": models["student"]}}
+    flags: dict[str, Any] = {}
+    if cell.subset is not None:
+        flags["subset"] = {"name": cell.subset}
+    for tree in (
+        benchmark.algorithms.get(cell.algo, {}),
+        benchmark.run,
+        pair.run,
+        {"evaluate": evaluate, "curve": curve, "seed": cell.seed, "device": cell.device, **own},
+    ):
+        flags = merge(flags, with_inputs(tree, cell.inputs))
+    return resolve(registry, algo=cell.algo, flags=flags, sets=cell.changes, settings=benchmark.settings)
+
+
+def run_cell(folder: Path, out: Path) -> Row:
+    """Run the cell in ``folder``, or go on with it, and write its row and its answers.
+
+    A cell that fails has a row with its error.
+    """
+    cell = Cell.read(folder / CELL)
+    try:
+        row = _trained(cell, folder, out)
+    except Exception as error:
+        traceback.print_exc()
+        row = failed(cell, f"{type(error).__name__}: {error}")
+    write_whole(folder / ROW, row.model_dump_json(indent=1) + "\n")
+    return row
+
+
+def failed(cell: Cell, error: str) -> Row:
+    """The row of a cell that did not end well."""
+    return Row(**_facts(cell, Benchmark.read(Path(cell.file)), {}, {}, {}), status="failed", error=error)
+
+
+def _trained(cell: Cell, folder: Path, out: Path) -> Row:
+    from distillzoo.benchmarks.harness.scores import references, scored
+    from distillzoo.benchmarks.harness.start import models_of
+    from distillzoo.core.cli.output import silence_libraries
+    from distillzoo.core.distill import distil
+    from distillzoo.core.progress import Reporter
+    from distillzoo.core.rundir import RunDirectory
+
+    silence_libraries()
+    start = time.perf_counter()
+    registry, benchmark = installed(), Benchmark.read(Path(cell.file))
+    pair = Pair.model_validate(with_inputs(benchmark.pairs[cell.pair].model_dump(), cell.inputs))
+    models = models_of(cell, benchmark, registry, pair, out / "shared")
+    config = configuration(cell, benchmark, registry, pair, models)
+    compared = references(cell, benchmark, registry, config, out / "shared")
+    directory = RunDirectory(folder / "run")
+    if not directory.result.exists():
+        if not directory.config.exists():
+            shutil.rmtree(directory.path, ignore_errors=True)
+            RunDirectory.create(directory.path)
+        distil(config, registry, directory, Reporter(quiet=False))
+    result = json.loads(directory.result.read_text(encoding="utf-8"))
+    found = scored(cell, benchmark, registry, config, directory.model)
+    answers = out / "answers" / f"{cell.folder}.jsonl"
+    write_whole(answers, "".join(answer.model_dump_json() + "\n" for answer in found.answers))
+    training = result["training"]
+    made = {models[which]: f"start:{which}" for which in models if models[which] != getattr(pair, which)}
+    names = {value: f"input:{name}" for name, value in cell.inputs.items()} | made
+    tree = renamed(config.model_dump(mode="json", exclude={"output"}), names)
+    row = Row(
+        **_facts(cell, benchmark, tree, result, found.hashes),
+        status="done",
+        scores=found.scores,
+        references=compared,
+        curve=[_point(point) for point in directory.read(directory.curve)],
+        positions=found.positions,
+        cost=Cost(
+            seconds=time.perf_counter() - start,
+            training_seconds=training["seconds"],
+            peak_memory_bytes=result["peak_memory_bytes"],
+            **{name: training[name] for name in _ACCOUNT},
+        ),
+        outputs=f"answers/{answers.name}",
+    )
+    shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    return row
+
+
+_ACCOUNT: Final = ("sampling_seconds", "student_tokens", "sampled_tokens", "teacher_tokens", "tokens_per_second")
+
+
+def _point(point: dict[str, Any]) -> CurvePoint:
+    return CurvePoint(**{name: point[name] for name in CurvePoint.model_fields})
+
+
+def _facts(
+    cell: Cell, benchmark: Benchmark, config: dict[str, Any], result: dict[str, Any], tasks: Mapping[str, str]
+) -> dict[str, Any]:
+    """All of a row but what was measured."""
+    from distillzoo.core.distill import git_revision, versions
+
+    registry = installed()
+    suite, recipe = registry.entry("benchmark", cell.suite), registry.entry("recipe", cell.algo)
+
+    def used(kind: Kind, name: str) -> PartUsed:
+        entry = registry.entry(kind, name)
+        return PartUsed(name=name, distribution=entry.distribution, version=entry.version)
+
+    git = git_revision()
+    metrics = sorted({name for decoding in benchmark.decodings.values() for name in decoding.metrics})
+    return {
+        "suite": cell.suite,
+        "suite_version": benchmark.version,
+        "suite_sha256": suite_hash(Path(cell.file), cell.changes),
+        "suite_distribution": suite.origin,
+        "pair": cell.pair,
+        "algo": cell.algo,
+        "recipe": used("recipe", cell.algo),
+        "recipe_version": Recipe.read(Path(recipe.target)).version,
+        "changes": list(cell.changes),
+        "subset": cell.subset,
+        "parts": {kind: used(kind, config[kind]["name"]) for kind in PART_KINDS if config},
+        "metrics": {name: used("metric", name) for name in metrics if config},
+        "seed": cell.seed,
+        "steps": result.get("training", {}).get("steps", 0),
+        "trials": benchmark.trials,
+        "config": config,
+        "config_sha256": config_hash(config),
+        "decodings": {
+            name: DecodingUsed(temperature=one.temperature, top_p=one.top_p)
+            for name, one in benchmark.decodings.items()
+        },
+        "hashes": {**result.get("hashes", {}), **tasks},
+        "hardware": hardware(str(result.get("device", ""))),
+        "device": result.get("device", ""),
+        "versions": result.get("versions", versions()),
+        "git": None if git is None else git.removesuffix("-dirty"),
+        "dirty": None if git is None else git.endswith("-dirty"),
+        "command": command(cell),
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """sha256 of a row's configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def hardware(device: str) -> str:
+    """The class of a machine: the GPU's name, or the processor's family."""
+    return f"cpu {platform.machine()}" if not device or device.startswith("cpu") else device
+
+
+def command(cell: Cell) -> str:
+    """What runs this cell again."""
+    words = ["distillzoo", "bench", "run", cell.suite, "--algos", cell.algo]
+    words += ["--subsets", cell.subset] if cell.subset is not None else []
+    words += ["--pairs", cell.pair, "--seed", str(cell.seed)]
+    for name in cell.inputs:
+        words += ["--input", f"{name}={name.upper()}"]
+    for change in cell.changes:
+        words += ["--set", change]
+    return " ".join([*words, "--out", "again"])
+
+
+def _die_with_the_harness() -> None:
+    """A cell whose harness was killed ends, or two would work on one folder after a resume."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """The process of a cell: FOLDER is below the matrix's ``cells``."""
+    folder = Path(sys.argv[1])
+    _die_with_the_harness()
+    with FileLock(folder / ".lock"):
+        row = run_cell(folder, folder.parent.parent)
+    sys.exit(0 if row.status == "done" else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What runs the cells of a matrix: processes of this machine."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+LOG: Final = "log.txt"
+"""What a cell's process wrote, in its folder."""
+
+TICK: Final = 0.25
+"""Seconds between looks at the processes."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A cell began or ended, or time has passed."""
+
+    what: Literal["began", "ended", "waiting"]
+    folder: Path | None = None
+    status: int = 0
+
+
+class Executor(Protocol):
+    """Runs cells, each in a process of its own, some at a time."""
+
+    jobs: int
+
+    def run(self, folders: Sequence[Path]) -> Iterator[Event]:
+        """Run all cells; ends when they have. Leaving the loop ends what is running."""
+
+
+@dataclass
+class Local:
+    """Processes of this machine: one GPU each where there are some, else a share of the cores.
+
+    Attributes:
+        jobs: cells at a time.
+        gpus: GPUs to share out; 0 for a CPU.
+    """
+
+    jobs: int
+    gpus: int
+
+    def run(self, folders: Sequence[Path]) -> Iterator[Event]:
+        waiting, free = list(folders), list(range(self.jobs))
+        running: dict[Path, tuple[subprocess.Popen[bytes], int]] = {}
+        try:
+            while waiting or running:
+                while waiting and free:
+                    folder, slot = waiting.pop(0), free.pop(0)
+                    running[folder] = (self._start(folder, slot), slot)
+                    yield Event("began", folder)
+                for folder, (process, slot) in list(running.items()):
+                    status = process.poll()
+                    if status is not None:
+                        del running[folder]
+                        free.append(slot)
+                        yield Event("ended", folder, status)
+                yield Event("waiting")
+                time.sleep(TICK)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+
+    def _start(self, folder: Path, slot: int) -> subprocess.Popen[bytes]:
+        environment = dict(os.environ)
+        if self.gpus:
+            seen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = seen[slot % self.gpus] if seen != [""] else str(slot % self.gpus)
+        else:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        with (folder / LOG).open("ab") as log:
+            return subprocess.Popen(cell_process(folder), stdout=log, stderr=log, env=environment)
+
+
+def chosen_executor(name: str, jobs: int | None, device: str) -> Executor:
+    """The executor of a name, with as many cells at a time as asked, or as the machine has GPUs or else cores.
+
+    Raises:
+        UserError: the executor's extra is not installed.
+    """
+    if name == "ray":
+        from distillzoo.benchmarks.harness.cluster import Cluster
+
+        return Cluster.connected(jobs, device)
+    import torch
+
+    gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
+    return Local(jobs or gpus or os.cpu_count() or 1, gpus)
+
+
+def cell_process(folder: Path) -> list[str]:
+    """The command of a cell's process."""
+    return [sys.executable, "-m", "distillzoo.benchmarks.harness.cell", str(folder)]

@@ -1,0 +1,99 @@
+"""The cells of a matrix."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from distillzoo.benchmarks.harness.benchmark import Benchmark, sha256_of
+from distillzoo.core.errors import UserError, suggest
+from distillzoo.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell, with all that a process needs to run it.
+
+    Attributes:
+        suite: name of the benchmark.
+        file: the benchmark's file.
+        pair: one of its pairs.
+        algo: a recipe.
+        subset: replaces the recipe's; None leaves it.
+        seed: of training, data order and sampling.
+        inputs: values of the benchmark's inputs.
+        changes: ``FIELD=VALUE`` settings over the benchmark's.
+        device: auto, cpu, cuda.
+    """
+
+    suite: str
+    file: str
+    pair: str
+    algo: str
+    subset: str | None
+    seed: int
+    inputs: Mapping[str, str] = field(hash=False)
+    changes: tuple[str, ...]
+    device: str
+
+    @property
+    def name(self) -> str:
+        """What a person calls the cell."""
+        what = self.algo if self.subset is None else f"{self.algo}, {self.subset}"
+        return f"{self.pair} · {what} · seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's folder."""
+        parts = (self.pair, self.algo, self.subset, f"seed{self.seed}")
+        return "-".join(part for part in parts if part is not None)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> "Cell":
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**values, "changes": tuple(values["changes"])})
+
+
+def plan(
+    registry: Registry,
+    suite: str,
+    benchmark: Benchmark,
+    *,
+    algos: Sequence[str],
+    subsets: Sequence[str],
+    pairs: Sequence[str],
+    seeds: Iterable[int],
+    inputs: Mapping[str, str],
+    changes: tuple[str, ...],
+    device: str,
+    file: Path,
+) -> list[Cell]:
+    """The cells, seed by seed, so that a matrix that is cut off has every algorithm under the first seeds.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    for algo in algos:
+        registry.entry("recipe", algo)
+    for subset in subsets:
+        registry.entry("subset", subset)
+    for pair in pairs:
+        if pair not in benchmark.pairs:
+            raise UserError(f"The benchmark '{suite}' has no pair '{pair}'.{suggest(pair, benchmark.pairs)}")
+    chosen: list[str | None] = [*subsets] or [None]
+    return [
+        Cell(suite, str(file), pair, algo, subset, seed, dict(inputs), changes, device)
+        for seed, pair, algo, subset in product(seeds, pairs or benchmark.pairs, algos, chosen)
+    ]
+
+
+def suite_hash(file: Path, changes: Sequence[str]) -> str:
+    """sha256 of a benchmark's file, and of the settings over it if there are any."""
+    own = sha256_of(file)
+    return own if not changes else hashlib.sha256("\n".join([own, *sorted(changes)]).encode()).hexdigest()

@@ -1,0 +1,58 @@
+"""Where the models of a pair start: fine-tuned once, for all cells of a matrix."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from distillzoo.benchmarks.harness.benchmark import Benchmark, FineTuning, Pair, with_inputs
+from distillzoo.benchmarks.harness.plan import Cell
+from distillzoo.core.config import dump, merge, resolve
+from distillzoo.core.distill import distil
+from distillzoo.core.progress import Reporter
+from distillzoo.core.registry import Registry
+from distillzoo.core.rundir import RunDirectory
+
+
+def models_of(cell: Cell, benchmark: Benchmark, registry: Registry, pair: Pair, shared: Path) -> Mapping[str, str]:
+    """Teacher and student of a cell. A start is a run below ``shared``, under a key of its configuration; the first
+    cell that needs it makes it, and others wait."""
+    teacher, student = pair.teacher, pair.student
+    if benchmark.teacher_start is not None:
+        teacher = _made(cell, benchmark, registry, benchmark.teacher_start, pair, pair.teacher, pair.teacher, shared)
+    if benchmark.student_start is not None:
+        student = _made(cell, benchmark, registry, benchmark.student_start, pair, teacher, pair.student, shared)
+    return {"teacher": teacher, "student": student}
+
+
+def _made(
+    cell: Cell,
+    benchmark: Benchmark,
+    registry: Registry,
+    tuning: FineTuning,
+    pair: Pair,
+    teacher: str,
+    student: str,
+    shared: Path,
+) -> str:
+    models = {"teacher": {"model": teacher}, "student": {"model": student}}
+    alone = {"evaluate": {"before": False, "metrics": []}, "seed": 0, "device": cell.device}
+    flags: dict[str, object] = {}
+    for tree in (benchmark.run, pair.run, tuning.run, {**models, **alone}):
+        flags = merge(flags, with_inputs(tree, cell.inputs))
+    config = resolve(registry, algo=tuning.algo, flags=flags, settings=benchmark.settings)
+    facts = [dump(config), cell.inputs]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    directory = RunDirectory(shared / f"start-{key}")
+    shared.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared / f"start-{key}.lock"):
+        if not directory.result.exists():
+            if not directory.config.exists():
+                shutil.rmtree(directory.path, ignore_errors=True)
+                RunDirectory.create(directory.path)
+            distil(config, registry, directory, Reporter(quiet=False))
+            shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    return str(directory.model.resolve())

@@ -1,0 +1,196 @@
+"""Whether a ``results.jsonl`` may be put beside others."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
+from distillzoo.benchmarks.harness.cell import config_hash
+from distillzoo.benchmarks.harness.plan import suite_hash
+from distillzoo.benchmarks.harness.row import Row, parse_row
+from distillzoo.benchmarks.leaderboard.source import Cell
+from distillzoo.core.errors import UserError, cannot, suggest
+from distillzoo.core.registry import Registry
+
+Level = Literal["problem", "warning", "note"]
+
+SHARED: Final = ("teacher", "student_before", "tokenizer", "data")
+"""Hashes that every done cell has. These, and those of tasks and corpora, are the same for all cells of a pair."""
+
+OWN: Final = ("student_after", "teacher_cache")
+"""Hashes that are the cell's own."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a submission.
+
+    Attributes:
+        line: of the file, from 1; None for what concerns several.
+        level: a problem keeps rows from the leaderboard, a warning stands beside them, a note only informs.
+        text: what was found and what would be right.
+    """
+
+    line: int | None
+    level: Level
+    text: str
+
+
+def check(path: Path, registry: Registry) -> list[Finding]:
+    """All findings, line by line and then those on the whole.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise cannot("read", path, error) from None
+    except UnicodeDecodeError:
+        raise UserError(f"'{path}' is no UTF-8 text.") from None
+    findings, cells = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                cells.append(Cell(parse_row(line, "row"), path, number))
+            except UserError as error:
+                findings.append(Finding(number, "problem", str(error)))
+    if not cells and not findings:
+        findings.append(Finding(None, "problem", "The file has no row."))
+    for cell in cells:
+        findings += [Finding(cell.line, *found) for found in _of_a_row(cell, registry)]
+    findings += _of_all(cells, registry)
+    return findings
+
+
+Found = tuple[Level, str]
+
+
+def _of_a_row(cell: Cell, registry: Registry) -> Iterator[Found]:
+    row = cell.row
+    found = config_hash(row.config)
+    if found != row.config_sha256:
+        yield "problem", f"config_sha256 is {row.config_sha256[:12]}, and config hashes to {found[:12]}."
+    if row.dirty:
+        yield "warning", "The checkout had uncommitted changes: its commit does not say what ran."
+    if row.outputs is not None and cell.answers is None:
+        yield "problem", f"outputs is '{row.outputs}', which is no file below the folder of results.jsonl."
+    suite = _suite(registry, row)
+    if isinstance(suite, str):
+        yield "problem", suite
+    if row.status == "failed":
+        yield "warning", f"The cell failed: {row.error or 'no error was kept'}"
+        return
+    if row.config.get("seed") != row.seed:
+        yield "problem", f"seed is {row.seed}, and config.seed is {row.config.get('seed')!r}."
+    if not isinstance(suite, str):
+        yield from _budget(row, suite)
+        yield from _measured(row, suite)
+
+
+def _suite(registry: Registry, row: Row) -> Benchmark | str:
+    """The installed suite of a row, or what keeps it from being that."""
+    if row.suite not in registry.names("benchmark"):
+        return f"The suite '{row.suite}' is not installed.{suggest(row.suite, registry.names('benchmark'))}"
+    suite, path = benchmark_of(registry, row.suite)
+    if suite.version != row.suite_version:
+        return f"The row is of version {row.suite_version} of {row.suite}, and version {suite.version} is installed."
+    if row.changes:
+        return f"With {', '.join(row.changes)} over the suite's settings, this is no row of {row.suite}."
+    own = suite_hash(path, ())
+    if own != row.suite_sha256:
+        return f"suite_sha256 is {row.suite_sha256[:12]}, and the installed file's is {own[:12]}."
+    if row.pair not in suite.pairs:
+        return f"{row.suite} has no pair '{row.pair}'.{suggest(row.pair, suite.pairs)}"
+    return suite
+
+
+def _budget(row: Row, suite: Benchmark) -> Iterator[Found]:
+    fixed = {**suite.run.get("train", {}), **suite.pairs[row.pair].run.get("train", {})}
+    train = row.config.get("train")
+    used = train if isinstance(train, dict) else {}
+    for name, value in fixed.items():
+        if used.get(name) != value:
+            yield "problem", f"config.train.{name} is {used.get(name)!r}, and the suite fixes {value!r}."
+    steps = fixed.get("max_steps")
+    if steps is not None and row.steps != steps:
+        yield "problem", f"steps is {row.steps}, and the suite's budget is {steps}."
+
+
+def _measured(row: Row, suite: Benchmark) -> Iterator[Found]:
+    wanted = {name: (one.temperature, one.top_p) for name, one in suite.decodings.items()}
+    used = {name: (one.temperature, one.top_p) for name, one in row.decodings.items()}
+    if used != wanted:
+        yield "problem", f"decodings (temperature, top-p) are {used}, and the suite's are {wanted}."
+    scores = Counter((score.task, score.decoding, score.metric) for score in row.scores)
+    complete = {
+        (task, name, metric) for task in suite.tasks for name, one in suite.decodings.items() for metric in one.metrics
+    }
+    for place in sorted(complete - set(scores)):
+        yield "problem", f"A score is missing: {', '.join(place)}."
+    for place, count in scores.items():
+        if place not in complete:
+            yield "problem", f"A score is not the suite's: {', '.join(place)}."
+        elif count > 1:
+            yield "problem", f"A score is there {count} times: {', '.join(place)}."
+    if row.cost is None:
+        yield "problem", "cost is missing."
+    for name in SHARED:
+        if name not in row.hashes:
+            yield "problem", f"hashes.{name} is missing."
+    for name, pinned in suite.hashes.items():
+        if row.hashes.get(name, pinned) != pinned:
+            yield "problem", f"hashes.{name} is {row.hashes[name][:12]}, and the suite pins {pinned[:12]}."
+
+
+def _of_all(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
+    yield from _seeds(cells, registry)
+    yield from _same_within_a_pair(cells)
+    failed = sum(cell.row.status == "failed" for cell in cells)
+    if failed:
+        yield Finding(None, "warning", f"{failed} of {len(cells)} cells failed.")
+    origins = {f"{part.distribution} {part.version}" for cell in cells for part in _parts(cell.row)}
+    if origins:
+        yield Finding(None, "note", f"Parts came from {', '.join(sorted(origins))}.")
+
+
+def _seeds(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
+    """Each seed of an algorithm once, and all that the suite asks for."""
+    groups: dict[tuple[str, str, str], dict[int, Cell]] = {}
+    for cell in cells:
+        row = cell.row
+        seeds = groups.setdefault((row.suite, row.pair, row.name), {})
+        before = seeds.setdefault(row.seed, cell)
+        if before is not cell:
+            text = f"{row.name} with seed {row.seed} on {row.pair} is on line {before.line} too."
+            yield Finding(cell.line, "problem", text)
+    for (name, pair, algorithm), seeds in groups.items():
+        one = next(iter(seeds.values()))
+        suite = _suite(registry, one.row)
+        if isinstance(suite, str):
+            continue
+        missing = sorted(set(range(suite.seeds)) - set(seeds))
+        if missing:
+            text = f"{algorithm} on {pair} lacks the seeds {', '.join(map(str, missing))} of {name}'s {suite.seeds}."
+            yield Finding(None, "warning", text)
+        for seed in sorted(set(seeds) - set(range(suite.seeds))):
+            yield Finding(seeds[seed].line, "problem", f"{name} has the seeds 0 to {suite.seeds - 1}, not {seed}.")
+
+
+def _same_within_a_pair(cells: Sequence[Cell]) -> Iterator[Finding]:
+    first: dict[tuple[str, str, str], tuple[str, int]] = {}
+    for cell in cells:
+        for name, found in cell.row.hashes.items():
+            if name in OWN:
+                continue
+            other, line = first.setdefault((cell.row.suite, cell.row.pair, name), (found, cell.line))
+            if other != found:
+                yield Finding(
+                    cell.line, "problem", f"hashes.{name} is {found[:12]}, and on line {line} it is {other[:12]}."
+                )
+
+
+def _parts(row: Row) -> list[Any]:
+    return [row.recipe, *row.parts.values(), *row.metrics.values()]

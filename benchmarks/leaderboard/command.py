@@ -1,0 +1,57 @@
+"""``distillzoo leaderboard`` on the command line."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from distillzoo.core.registry import installed
+
+
+@click.group()
+def leaderboard() -> None:
+    """Draw, check and reproduce the results of benchmarks."""
+
+
+@leaderboard.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("site"), show_default=True, help="Folder to write."
+)
+@click.option("--baseline", metavar="NAME", help="Algorithm that the others are compared with; default: kd, if there.")
+def build(results: tuple[Path, ...], out: Path, baseline: str | None) -> None:
+    """Write index.html, leaderboard.md and leaderboard.csv of some results.jsonl.
+
+    Rows of different suites, pairs of models or classes of machine stand in different tables. The page needs no
+    network.
+    """
+    from distillzoo.core.cli.output import loading
+
+    with loading():
+        from distillzoo.benchmarks.leaderboard.build import build as write
+
+        written = write(results, out, baseline, installed())
+    for path in written:
+        click.echo(path)
+
+
+@leaderboard.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def check(file: Path, as_json: bool) -> None:
+    """Say whether a results.jsonl may be put beside others. Exit code 1 if something has to be mended."""
+    from distillzoo.benchmarks.leaderboard.check import check as findings_of
+    from distillzoo.core.cli.output import print_json
+
+    findings = findings_of(file, installed())
+    problems = sum(finding.level == "problem" for finding in findings)
+    if as_json:
+        print_json({"fine": not problems, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            where = "" if finding.line is None else f"line {finding.line}: "
+            click.echo(f"{finding.level:8}{where}{finding.text}")
+        click.echo("Fine." if not problems else f"{problems} {'problem' if problems == 1 else 'problems'}.")
+    if problems:
+        sys.exit(1)

@@ -1,0 +1,54 @@
+"""The rows of several ``results.jsonl``, each with the place that it came from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
+from distillzoo.benchmarks.harness.plan import suite_hash
+from distillzoo.benchmarks.harness.row import Row, numbered_rows
+from distillzoo.core.errors import UserError
+from distillzoo.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row, and the file and line that hold it."""
+
+    row: Row
+    file: Path
+    line: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+    @property
+    def answers(self) -> Path | None:
+        """The file of its answers, None where it is not there.
+
+        A row comes from anyone, so a path that leads out of the folder of ``results.jsonl`` is none.
+        """
+        folder = self.file.parent.resolve()
+        path = (folder / (self.row.outputs or "")).resolve()
+        return path if path.is_relative_to(folder) and path.is_file() else None
+
+
+def read_cells(files: Iterable[Path]) -> list[Cell]:
+    """The rows of all files; raises as ``numbered_rows``, and if there is none."""
+    paths = list(files)
+    cells = [Cell(row, path, number) for path in paths for number, row in numbered_rows(path)]
+    if not cells:
+        raise UserError(f"There is no row in {', '.join(map(str, paths))}.")
+    return cells
+
+
+def same_suite(registry: Registry, row: Row) -> Benchmark | None:
+    """The installed benchmark that a row was made with; None where there is none, or its file is another one.
+
+    What a file of the same name says (which score ranks, whether answers may be shown) holds for no other file's rows.
+    """
+    if row.suite not in registry.names("benchmark"):
+        return None
+    benchmark, path = benchmark_of(registry, row.suite)
+    return benchmark if suite_hash(path, row.changes) == row.suite_sha256 else None

@@ -1,0 +1,107 @@
+"""``leaderboard.md`` for readers and ``leaderboard.csv`` for programs."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from distillzoo.benchmarks.harness.row import Row
+from distillzoo.benchmarks.leaderboard.standings import COSTS, Standing, standings
+from distillzoo.benchmarks.leaderboard.table import Column, Table
+from distillzoo.benchmarks.leaderboard.words import ends, figure, short
+from distillzoo.benchmarks.statistics.bootstrap import Interval, label
+from distillzoo.core.metric import ARROWS
+
+SPECIAL: Final = re.compile(r"([\\`*_{}\[\]<>&#|~!])")
+"""Characters that Markdown, or HTML within it, gives a meaning."""
+
+OF_THE_ROW: Final = (
+    *("suite", "suite_version", "suite_sha256", "pair", "hardware", "algo", "subset", "recipe_version", "seed"),
+    *("status", "error", "config_sha256", "git", "dirty", "device"),
+)
+
+OF_THE_COST: Final = (
+    *("training_seconds", "sampling_seconds", "seconds", "student_tokens", "sampled_tokens", "teacher_tokens"),
+    *("tokens_per_second", "peak_memory_bytes"),
+)
+
+
+def markdown(tables: Sequence[Table], baseline: str) -> str:
+    """A table for each group of rows that may be compared."""
+    parts = ["# distillzoo leaderboard\n", "Means over seeds, with 95% bootstrap intervals over trainings.\n"]
+    for table in tables:
+        key = table.key
+        parts += [
+            f"## {_plain(key.suite)} {key.version}, {_plain(key.pair)}, on {_plain(key.hardware)}\n",
+            _markdown_table(table, standings(table, baseline), baseline),
+        ]
+        parts += [f"{_plain(note)}\n" for note in table.notes]
+    return "\n".join(parts)
+
+
+def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> str:
+    columns = (*table.headline, *table.others)
+    compared = any(standing.against for standing in ranked)
+    heads = ["algorithm"]
+    if len(table.headline) > 1:
+        lead = table.headline[0]
+        where = f"{len(table.headline)} tasks, {lead.decoding}"
+        heads += [f"{word} of {lead.label}{ARROWS.get(lead.direction, '')} ({where})" for word in ("mean", "IQM")]
+    heads += [f"{c.label}{ARROWS.get(c.direction, '')} ({c.task}, {c.decoding})" for c in columns]
+    heads += [f"P(better than {baseline})", "p, adjusted"] if compared else []
+    heads += [*COSTS, "seeds", "from"]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for standing in ranked:
+        cells = [standing.line.label]
+        if len(table.headline) > 1:
+            cells += [_with_ends(found, columns[0]) for found in (standing.headline, standing.iqm)]
+        cells += [_with_ends(standing.scores[column], column) for column in columns]
+        if compared:
+            against = standing.against
+            cells += (
+                ["", ""] if against is None else [figure(against.improvement.value, 2), figure(against.adjusted, 3)]
+            )
+        failed = len(standing.line.failed)
+        cells += [short(standing.costs[head]) for head in COSTS]
+        cells += [label(len(standing.line.done)) + (f", {failed} failed" if failed else "")]
+        cells += [", ".join(standing.line.distributions)]
+        lines.append([_plain(cell) for cell in cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _with_ends(interval: Interval | None, column: Column) -> str:
+    value = figure(interval.value if interval else None, column.digits)
+    between = ends(interval, column.digits)
+    return f"{value} ({between})" if between else value
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def long_form(tables: Iterable[Table]) -> str:
+    """CSV with a line for each score of each cell, and one for each cell without scores."""
+    out = io.StringIO()
+    names = ["task", "decoding", "metric", "direction", "n", "value"]
+    heads = [*OF_THE_ROW, "recipe_distribution", "recipe_distribution_version", *names, *OF_THE_COST]
+    writer = csv.DictWriter(out, heads, lineterminator="\n")
+    writer.writeheader()
+    for row in (cell.row for table in tables for line in table.lines for cell in line.cells):
+        shared = _shared(row)
+        for score in row.scores:
+            writer.writerow(shared | score.model_dump())
+        if not row.scores:
+            writer.writerow(shared)
+    return out.getvalue()
+
+
+def _shared(row: Row) -> dict[str, Any]:
+    costs = row.cost.model_dump() if row.cost else {}
+    return {
+        **{name: getattr(row, name) for name in OF_THE_ROW},
+        "recipe_distribution": row.recipe.distribution,
+        "recipe_distribution_version": row.recipe.version,
+        **{name: costs.get(name) for name in OF_THE_COST},
+    }

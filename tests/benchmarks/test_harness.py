@@ -1,0 +1,315 @@
+"""``distillzoo bench run``: the matrix, its cells and what is left of it after a kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from distillzoo.benchmarks.harness.benchmark import Benchmark, renamed, with_inputs
+from distillzoo.benchmarks.harness.cell import configuration
+from distillzoo.benchmarks.harness.matrix import run_matrix
+from distillzoo.benchmarks.harness.plan import Cell, plan, suite_hash
+from distillzoo.benchmarks.harness.row import Row, parse_row, read_rows
+from distillzoo.core.errors import UserError
+from distillzoo.core.recipe import read_yaml
+from distillzoo.core.registry import Registry
+
+Here = Callable[..., "subprocess.CompletedProcess[str]"]
+
+TOY = """
+title: A few steps on the micro world
+version: 3
+about: for tests
+pairs:
+  micro: {teacher: micro, student: micro}
+run:
+  data: {train: micro, valid: micro, limit: 12, max_length: 160, max_prompt_length: 64}
+  train: {max_steps: 6, batch_size: 4, save_every: 2}
+  evaluate: {batch_size: 8, limit: 4}
+settings: micro
+tasks:
+  test: {data: "micro:test", limit: 4}
+decodings:
+  top-p 1.0: {temperature: 1.0, top_p: 1.0, metrics: [right, reverse-kl]}
+  top-p 0.8: {temperature: 1.0, top_p: 0.8, metrics: [right]}
+headline: {metric: right, decoding: top-p 1.0}
+curve: {every: 3, metrics: [right], decoding: top-p 1.0, limit: 4}
+seeds: 2
+answers_may_be_published: true
+"""
+
+RECIPE = """
+title: Behaviour cloning by a stranger
+version: 7
+paper: ours
+formula: -log pi(a|s)
+run: {subset: {name: full}, objective: {name: nll}, train: {lr: 1.0e-3}}
+"""
+
+BROKEN = RECIPE.replace("train: {lr: 1.0e-3}", "train: {lr: 1.0e+30, max_grad_norm: 1.0e+30}")
+
+HOOKS = """
+from pathlib import Path
+from distillzoo.core import hookimpl
+
+@hookimpl
+def register_benchmarks(register):
+    register("toy", Path(__file__).parent / "toy.yaml")
+
+@hookimpl
+def register_recipes(register):
+    register("strangers-bc", Path(__file__).parent / "strangers-bc.yaml")
+    register("diverging", Path(__file__).parent / "diverging.yaml")
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A plugin with a benchmark and two recipes, one of which diverges, as pip would put it on a path."""
+    site = tmp_path / "site"
+    facts = site / "strange_zoo-0.3.dist-info"
+    facts.mkdir(parents=True)
+    (site / "toy.yaml").write_text(TOY)
+    (site / "strangers-bc.yaml").write_text(RECIPE)
+    (site / "diverging.yaml").write_text(BROKEN)
+    (site / "strange_zoo.py").write_text(HOOKS)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: strange-zoo\nVersion: 0.3\n")
+    (facts / "entry_points.txt").write_text("[distillzoo]\nstrange = strange_zoo\n")
+    return site
+
+
+@pytest.fixture
+def start(tmp_path: Path, site: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*args: object) -> "subprocess.Popen[str]":
+        environment = {**os.environ, "DISTILLZOO_PLUGINS": "strange-zoo", "PYTHONPATH": str(site), "COLUMNS": "120"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distillzoo.core.cli.main", "bench", "run", *map(str, args)],
+            cwd=tmp_path,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def measured(row: Row) -> dict[str, Any]:
+    """A row without what another run of the same cell may change: seconds and memory."""
+    tree = row.model_dump(mode="json")
+    for name in ("seconds", "training_seconds", "sampling_seconds", "peak_memory_bytes", "tokens_per_second"):
+        tree["cost"].pop(name)
+    for point in tree["curve"]:
+        point.pop("seconds")
+    return tree
+
+
+def test_a_matrix_runs_a_strangers_recipe_notes_failures_and_resumes(start: Any, tmp_path: Path) -> None:
+    process = start("toy", "--algos", "strangers-bc,diverging", "--seed", 0, "--out", "out", "--jobs", 2)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, errors
+    assert "1 of 2 cells done, 1 failed" in out
+    assert "diverging" in errors
+    assert "not finite" in errors
+    assert "Traceback" not in errors
+    rows = {row.algo: row for row in read_rows(tmp_path / "out" / "results.jsonl")}
+    good, bad = rows["strangers-bc"], rows["diverging"]
+    assert (bad.status, good.status) == ("failed", "done")
+    assert "not finite" in str(bad.error)
+    assert (good.recipe.distribution, good.recipe.version, good.recipe_version) == ("strange-zoo", "0.3", 7)
+    assert good.suite_distribution == "strange-zoo 0.3"
+    assert good.parts["objective"].distribution == "distillzoo"
+    assert {(s.decoding, s.metric) for s in good.scores} == {
+        *(("top-p 1.0", name) for name in ("right", "reverse-kl")),
+        ("top-p 0.8", "right"),
+    }
+    assert [point.step for point in good.curve] == [0, 3, 6]
+    assert good.cost is not None
+    assert good.cost.student_tokens == good.curve[-1].student_tokens > 0
+    assert good.cost.sampled_tokens == good.cost.teacher_tokens == 0, "cloning references asks no teacher"
+    assert set(good.references) == {"teacher", "student before"}
+    assert {"teacher", "student_before", "student_after", "tokenizer", "data", "task test"} <= set(good.hashes)
+    assert str(tmp_path) not in good.line(), "a row names no path of the machine"
+    answers = (tmp_path / "out" / str(good.outputs)).read_text().splitlines()
+    assert len(answers) == 2 * 4
+    assert {"instruction", "answer", "reference", "right"} <= set(json.loads(answers[0]))
+
+    again = start("toy", "--algos", "strangers-bc", "--seed", 0, "--out", "again", "-q")
+    assert again.wait(300) == 0
+    assert measured(read_rows(tmp_path / "again" / "results.jsonl")[0]) == measured(good), "one seed, one result"
+
+    before = (tmp_path / "out" / "results.jsonl").read_text()
+    resumed = start("toy", "--algos", "strangers-bc", "--seed", 0, "--out", "out", "--resume")
+    _, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0
+    assert "1 of 1 cells are done already" in errors
+    assert (tmp_path / "out" / "results.jsonl").read_text() == before
+
+
+def killed_and_resumed(start: Any, tmp_path: Path, kills: int, algos: str, seeds: int) -> None:
+    straight = start("toy", "--algos", algos, "--seeds", seeds, "--out", "straight", "--jobs", 2)
+    begun = time.perf_counter()
+    assert straight.wait(600) == 0, straight.communicate()
+    took = time.perf_counter() - begun
+    generator = random.Random(0)
+    for kill in range(kills):
+        process = start("toy", "--algos", algos, "--seeds", seeds, "--out", "killed", "--jobs", 2, "--resume")
+        time.sleep(generator.uniform(0.2, 0.8) * took)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        results = tmp_path / "killed" / "results.jsonl"
+        if results.exists():
+            assert all(row.status == "done" for row in read_rows(results)), f"kill {kill}"
+    last = start("toy", "--algos", algos, "--seeds", seeds, "--out", "killed", "--jobs", 2, "--resume")
+    assert last.wait(600) == 0, last.communicate()
+    rows = [read_rows(tmp_path / name / "results.jsonl") for name in ("straight", "killed")]
+    assert [measured(row) for row in rows[1]] == [measured(row) for row in rows[0]]
+
+
+def test_a_killed_matrix_goes_on_to_the_same_rows(start: Any, tmp_path: Path) -> None:
+    killed_and_resumed(start, tmp_path, kills=1, algos="imitkd", seeds=1)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_row(start: Any, tmp_path: Path) -> None:
+    killed_and_resumed(start, tmp_path, kills=10, algos="strangers-bc,bd-iql,imitkd", seeds=2)
+
+
+def test_an_executor_whose_process_dies_leaves_a_failed_row(tmp_path: Path, registry: Registry) -> None:
+    class Dying:
+        jobs = 1
+
+        def run(self, folders: Any) -> Any:
+            from distillzoo.benchmarks.harness.executors import LOG, Event
+
+            for folder in folders:
+                yield Event("began", folder)
+                (folder / LOG).write_text("loading\nKilled\n")
+                yield Event("ended", folder, -9)
+
+    standing = run_matrix([cell_of(registry)], tmp_path / "out", Dying(), False, lambda standing: None)
+    [(_, row)] = standing.failed
+    assert "status -9" in str(row.error)
+    assert "Killed" in str(row.error)
+    assert read_rows(tmp_path / "out" / "results.jsonl") == [row]
+    with pytest.raises(UserError, match="holds a matrix already"):
+        run_matrix([cell_of(registry)], tmp_path / "out", Dying(), False, lambda standing: None)
+
+
+def cell_of(registry: Registry, **changed: Any) -> Cell:
+    file = Path(registry.get("benchmark", "micro"))
+    values = {"suite": "micro", "file": str(file), "pair": "micro", "algo": "kd", "subset": None, "seed": 3}
+    return Cell(**{**values, "inputs": {}, "changes": (), "device": "cpu", **changed})
+
+
+def test_the_suite_holds_over_a_recipe_and_the_cell_over_the_suite(registry: Registry) -> None:
+    benchmark = Benchmark.read(Path(registry.get("benchmark", "micro")))
+    models = {"teacher": "micro", "student": "micro"}
+    config = configuration(cell_of(registry), benchmark, registry, benchmark.pairs["micro"], models)
+    recipe = read_yaml(Path(registry.get("recipe", "kd")))
+    assert config.train.lr == recipe["settings"]["micro"]["train"]["lr"], "tuned settings are the recipe's"
+    assert (config.train.max_steps, config.train.batch_size, config.seed) == (200, 64, 3)
+    assert (config.curve.every, config.evaluate.before) == (25, False)
+    replaced = configuration(
+        cell_of(registry, subset="top-k", changes=("train.max_steps=5",)),
+        benchmark, registry, benchmark.pairs["micro"], models,
+    )  # fmt: skip
+    assert (replaced.subset.name, replaced.train.max_steps) == ("top-k", 5)
+
+
+def test_settings_over_a_suite_make_another_suite_of_it(registry: Registry) -> None:
+    file = Path(registry.get("benchmark", "micro"))
+    plain = suite_hash(file, ())
+    assert plain != suite_hash(file, ("a=1",)) == suite_hash(file, ("a=1",)) != suite_hash(file, ("a=2",))
+
+
+def test_the_plan_goes_seed_by_seed(registry: Registry) -> None:
+    file = Path(registry.get("benchmark", "micro"))
+    cells = plan(
+        registry, "micro", Benchmark.read(file), algos=["kd", "bc"], subsets=["top-p", "top-k"], pairs=[],
+        seeds=range(2), inputs={}, changes=(), device="cpu", file=file,
+    )  # fmt: skip
+    assert [(cell.seed, cell.algo, cell.subset) for cell in cells] == [
+        (seed, algo, subset) for seed in (0, 1) for algo in ("kd", "bc") for subset in ("top-p", "top-k")
+    ]
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nope",), "no benchmark named 'nope'"),
+        (("micro", "--algos", "kdd"), "Did you mean 'kd'"),
+        (("micro", "--subsets", "top-q"), "Did you mean"),
+        (("micro", "--pairs", "big"), "no pair 'big'"),
+        (("micro", "--input", "train=x"), "no such input"),
+        (("micro", "--input", "train"), "NAME=VALUE"),
+        (("micro", "--seeds", "2", "--seed", "1"), "exclude"),
+        (("smol", "--algos", "kd"), "needs --input"),
+    ],
+)
+def test_wrong_arguments_are_told(here: Here, words: tuple[str, ...], said: str) -> None:
+    result = here("bench", "run", *words)
+    assert result.returncode == 2, result.stderr
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def benchmark_with(**changed: Any) -> dict[str, Any]:
+    import yaml
+
+    tree: dict[str, Any] = yaml.safe_load(TOY)
+    return {**tree, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"headline": {"metric": "right", "decoding": "greedy"}}, "no decoding here"),
+        ({"headline": {"metric": "rouge-l", "decoding": "top-p 1.0"}}, "not measured"),
+        ({"tasks": {"own": {"data": "input:mine"}}}, "inputs has no 'mine'"),
+        ({"seeds": 0}, "greater than or equal to 1"),
+        ({"extra": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_benchmark_that_does_not_fit_together_is_refused(changed: dict[str, Any], said: str) -> None:
+    Benchmark.model_validate(benchmark_with())
+    with pytest.raises(ValidationError, match=said):
+        Benchmark.model_validate(benchmark_with(**changed))
+
+
+def test_inputs_are_replaced_and_named_again(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("{}\n")
+    tree = benchmark_with(
+        inputs={"train": {"about": "rows", "sha256": "0" * 64}}, tasks={"own": {"data": "input:train"}}
+    )
+    benchmark = Benchmark.model_validate(tree)
+    with pytest.raises(UserError, match="sha256"):
+        benchmark.given({"train": str(file)})
+    given = {"train": str(file)}
+    filled = with_inputs(tree["tasks"], given)
+    assert filled == {"own": {"data": str(file)}}
+    assert renamed(filled, {str(file): "input:train"}) == tree["tasks"]
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
+    for line, said in (("{", "no valid JSON"), ("[]", "JSON object"), ('{"schema_version": 2}', "reads 1")):
+        with pytest.raises(UserError, match=said):
+            parse_row(line, "results.jsonl, line 4")
