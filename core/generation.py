@@ -13,6 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -182,6 +183,16 @@ class KeptSamples:
     def _block(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
         key = self.key(prompts, decoding, seed)
         path = self.folder / f"{key[:32]}.parquet"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):  # another run that wants the same waits for it
+                return self._read_or_drawn(path, key, prompts, decoding, seed)
+        except OSError as error:
+            raise cannot("write", path, error) from None
+
+    def _read_or_drawn(
+        self, path: Path, key: str, prompts: Sequence[list[int]], decoding: Decoding, seed: int
+    ) -> list[Completion]:
         kept = _read(path)
         if kept is not None:
             self.notice(f"{len(prompts):,} samples read from {path}")
@@ -197,13 +208,9 @@ class KeptSamples:
                 "ended": [c.ended for c in completions],
             }
         ).replace_schema_metadata({SECONDS: str(drawn.seconds)})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            half = path.with_suffix(f".{os.getpid()}.part")
-            pq.write_table(table, half)
-            half.replace(path)
-        except OSError as error:
-            raise cannot("write", path, error) from None
+        half = path.with_suffix(f".{os.getpid()}.part")
+        pq.write_table(table, half)
+        half.replace(path)
         return completions
 
     def key(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> str:
