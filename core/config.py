@@ -188,7 +188,7 @@ def resolve(
     except ValidationError as error:
         raise _locate(error) from None
     _fill_from_suite(config, registry)
-    _make_paths_absolute(config)
+    _make_paths_absolute(config, registry)
     for kind in PART_KINDS:
         choice: PartChoice = getattr(config, kind)
         filled = choice_of(build_part(registry, config, kind), choice.model_dump())
@@ -342,10 +342,12 @@ def _fill_from_suite(config: RunConfig, registry: Registry) -> None:
         config.data.valid = config.data.valid or suite
 
 
-def _make_paths_absolute(config: RunConfig) -> None:
-    """So that the resolved file works from any folder."""
+def _make_paths_absolute(config: RunConfig, registry: Registry) -> None:
+    """So that the resolved file works from any folder. A suite's name is no path, whatever lies in this folder."""
     for source in (config.teacher, config.student):
-        if source is not None and Path(source.model).expanduser().exists():
+        if source is None or source.model.partition(":")[0] in registry.names("suite"):
+            continue
+        if Path(source.model).expanduser().exists():
             source.model = str(Path(source.model).expanduser().resolve())
     for section, name in ((config.data, "train"), (config.data, "valid"), (config.lm, "data")):
         where = getattr(section, name)

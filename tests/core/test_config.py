@@ -26,6 +26,13 @@ def test_a_recipes_settings_follow_the_teachers_family(registry):
     assert resolve(registry, algo="bd-iql", flags=other).train.lr == 5e-6
 
 
+def test_a_folder_that_is_called_as_a_suite_hides_no_suite(registry, tmp_path, monkeypatch):
+    (tmp_path / "micro").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = resolve(registry, algo="bd-iql", flags={"teacher": {"model": "micro"}, "student": {"model": "micro"}})
+    assert (config.teacher.model, config.student.model) == ("micro", "micro:student")
+
+
 def test_another_part_drops_the_old_parts_parameters(registry):
     config = resolve(registry, algo="bd-iql", flags={"subset": {"name": "top-k"}})
     assert config.subset.params == {"k": 32, "include_action": False}
