@@ -26,7 +26,7 @@ SURFACE: dict[str, tuple[str, ...]] = {
         "Completion", "PromptRow", "Trajectory", "Sampler", "MixedSampler", "Sources", "TrajectorySource",
         "OnPolicySource",
     ),
-    "core/metric.py": ("Evaluated", "Metric"),
+    "core/metric.py": ("PositionBin", "TokenValues", "Evaluated", "Metric"),
     "core/suite.py": ("Suite",),
     "core/recipe.py": ("Recipe",),
     "core/errors.py": ("UserError",),

@@ -3,8 +3,9 @@
 import json
 import math
 import random
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from distillzoo.benchmarks.metrics.length_ratio import LengthRatio
 from distillzoo.benchmarks.metrics.nucleus_mass import NucleusMass
 from distillzoo.benchmarks.metrics.right import Right
 from distillzoo.benchmarks.metrics.rouge_l import RougeL
-from distillzoo.core.metric import TokenValues
+from distillzoo.core.cli.output import print_scores
+from distillzoo.core.metric import ARROWS, Direction, TokenValues
 from distillzoo.core.trajectories import Completion, PromptRow
 from tests.reference.losses import kl as reference_kl
 from tests.reference.losses import softmax
@@ -248,7 +250,16 @@ def test_length_ratio_is_of_the_sums_to_the_first_references():
     answer = lambda n: Completion([7] * n, ended=True)  # noqa: E731
     rows = [PromptRow([1], [answer(1), answer(9)]), PromptRow([1], [answer(3)])]
     assert LengthRatio().score(Answers(encoded=rows, completions=[answer(2), answer(4)])) == pytest.approx(1.5)
-    assert LengthRatio.direction == "none"
+
+
+def test_a_table_points_to_the_better_values_if_either_end_is_better(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    directions = {"right": "higher", "forward-kl": "lower", "length-ratio": "none", "entropy": "none"}
+    print_scores([("student", dict.fromkeys(directions, 1.0))], directions)
+    assert re.split(" {2,}", capsys.readouterr().out.splitlines()[0].strip()) == [
+        "model", "right, % ↑", "forward KL, nats/token ↓", "length / reference", "entropy, nats/token"
+    ]  # fmt: skip
+    assert set(ARROWS) == set(get_args(Direction))
 
 
 def test_entropy_is_the_students_on_its_own_samples_and_needs_no_teacher():

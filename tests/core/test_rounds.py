@@ -200,8 +200,8 @@ def test_a_source_without_a_period_has_no_once():
 
 
 @pytest.fixture
-def live(registry: Registry, tiny: Tiny) -> Sources:
-    """The samplers of a run whose responses have at most five tokens."""
+def world(registry: Registry, tiny: Tiny) -> World:
+    """A run whose responses have at most five tokens."""
     flags = {
         "teacher": {"model": str(tiny.teacher)},
         "student": {"model": str(tiny.student)},
@@ -210,6 +210,12 @@ def live(registry: Registry, tiny: Tiny) -> Sources:
     }
     world = World(resolve(registry, algo="kd", flags=flags), registry)
     world.load()
+    return world
+
+
+@pytest.fixture
+def live(world: World) -> Sources:
+    """Its samplers."""
     return world.sources()
 
 
@@ -245,12 +251,11 @@ def test_endings_leave_no_files(live):
     assert len(list(cache_folder().rglob("*.parquet"))) == 1
 
 
-def test_the_students_samples_have_logprobs_and_follow_its_weights(live):
+def test_the_students_samples_have_logprobs_and_follow_its_weights(world, live):
     prompts = [row.prompt for row in live.rows[:3]]
     before = live.student(prompts, Decoding(), 0)
     assert before == live.student(prompts, Decoding(), 0)
     assert [c.tokens for c in live.mixed(prompts, Decoding(), 0, 0.0)] == [c.tokens for c in before]
     assert all(c.logprobs is not None for c in before)
-    student = live.student.model
-    student.get_output_embeddings().weight.data.neg_()
+    world.student.model.get_output_embeddings().weight.data.neg_()
     assert live.student(prompts, Decoding(), 0) != before
