@@ -101,6 +101,9 @@ class Benchmark(_Section):
     hashes: dict[str, str] = Field(
         default_factory=dict, description="sha256 that teacher, student_before, tokenizer and data must have"
     )
+    teacher_cache: bool = Field(
+        False, description="whether algorithms that need the teacher's sets alone train from a cache that they share"
+    )
     tasks: dict[str, Task] = Field(min_length=1)
     decodings: dict[str, DecodingChoice] = Field(min_length=1)
     headline: Headline

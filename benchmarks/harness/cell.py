@@ -91,7 +91,7 @@ def failed(cell: Cell, error: str) -> Row:
 
 def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     from distillzoo.benchmarks.harness.scores import references, scored
-    from distillzoo.benchmarks.harness.start import models_of
+    from distillzoo.benchmarks.harness.start import cache_of, models_of
     from distillzoo.core.cli.output import silence_libraries
     from distillzoo.core.distill import distil
     from distillzoo.core.progress import Reporter
@@ -103,6 +103,8 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     pair = Pair.model_validate(with_inputs(benchmark.pairs[cell.pair].model_dump(), cell.inputs))
     models = models_of(cell, benchmark, registry, pair, out / "shared")
     config = configuration(cell, benchmark, registry, pair, models)
+    if benchmark.teacher_cache:
+        config.teacher_cache = cache_of(config, registry, out / "shared")
     compared = references(cell, benchmark, registry, config, out / "shared")
     directory = RunDirectory(folder / "run")
     if not directory.result.exists():
@@ -117,6 +119,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     training = result["training"]
     made = {models[which]: f"start:{which}" for which in models if models[which] != getattr(pair, which)}
     names = {value: f"input:{name}" for name, value in cell.inputs.items()} | made
+    names[str(config.teacher_cache)] = "shared:teacher-cache"
     tree = renamed(config.model_dump(mode="json", exclude={"output"}), names)
     row = Row(
         **_facts(cell, benchmark, tree, result, found.hashes),

@@ -5,10 +5,13 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from distillzoo.benchmarks.harness.executors import LOG, Event, cell_process
 from distillzoo.core.errors import UserError
+
+PASSED: Final = ("DISTILLZOO_", "HF_", "OMP_NUM_THREADS", "PYTHONPATH")
+"""Beginnings of the names of environment variables that cells see as this process does."""
 
 
 @dataclass
@@ -38,7 +41,8 @@ class Cluster:
         except ImportError:
             raise UserError("--executor ray needs the package ray: pip install 'distillzoo[ray]'.") from None
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+            passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+            ray.init(log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": passed})
         except (ConnectionError, RuntimeError) as error:
             raise UserError(f"No ray cluster at {os.environ.get('RAY_ADDRESS', 'this machine')}: {error}.") from None
         found = ray.cluster_resources()

@@ -1,4 +1,4 @@
-"""Where the models of a pair start: fine-tuned once, for all cells of a matrix."""
+"""What the cells of a matrix share: where the models of a pair start, and the teacher's sets."""
 
 import hashlib
 import json
@@ -10,11 +10,13 @@ from filelock import FileLock
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, FineTuning, Pair, with_inputs
 from distillzoo.benchmarks.harness.plan import Cell
-from distillzoo.core.config import dump, merge, resolve
+from distillzoo.core.cache.build import asks_more, build, key_of
+from distillzoo.core.config import RunConfig, dump, merge, resolve
 from distillzoo.core.distill import distil
 from distillzoo.core.progress import Reporter
 from distillzoo.core.registry import Registry
 from distillzoo.core.rundir import RunDirectory
+from distillzoo.core.world import World
 
 
 def models_of(cell: Cell, benchmark: Benchmark, registry: Registry, pair: Pair, shared: Path) -> Mapping[str, str]:
@@ -56,3 +58,18 @@ def _made(
             distil(config, registry, directory, Reporter(quiet=False))
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return str(directory.model.resolve())
+
+
+def cache_of(config: RunConfig, registry: Registry, shared: Path) -> Path | None:
+    """The teacher cache of a cell, built by the first that needs its content; None where the algorithm asks the teacher
+    for more than its sets, or samples as it learns."""
+    world = World(config, registry, Reporter(quiet=False))
+    online, corpus = world.parts[3].period is not None, config.lm.weight * config.lm.teacher_share > 0
+    if online or corpus or asks_more(world) is not None:
+        return None
+    world.load()
+    key = hashlib.sha256(json.dumps(key_of(world), sort_keys=True).encode()).hexdigest()[:16]
+    folder = shared / f"cache-{key}"
+    with FileLock(shared / f"cache-{key}.lock"):
+        build(world, folder)
+    return folder.resolve()

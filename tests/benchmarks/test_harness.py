@@ -64,6 +64,7 @@ from distillzoo.core import hookimpl
 @hookimpl
 def register_benchmarks(register):
     register("toy", Path(__file__).parent / "toy.yaml")
+    register("toy-cached", Path(__file__).parent / "toy-cached.yaml")
 
 @hookimpl
 def register_recipes(register):
@@ -79,6 +80,10 @@ def site(tmp_path: Path) -> Path:
     facts = site / "strange_zoo-0.3.dist-info"
     facts.mkdir(parents=True)
     (site / "toy.yaml").write_text(TOY)
+    (site / "toy-cached.yaml").write_text(
+        TOY.replace("{teacher: micro, student: micro}", "{teacher: micro, student: 'prune:layers=2'}")
+        + "teacher_cache: true\nstudent_start: {algo: bc, run: {train: {max_steps: 2}}}\n"
+    )
     (site / "strangers-bc.yaml").write_text(RECIPE)
     (site / "diverging.yaml").write_text(BROKEN)
     (site / "strange_zoo.py").write_text(HOOKS)
@@ -189,6 +194,22 @@ def test_a_killed_matrix_goes_on_to_the_same_rows(start: Any, tmp_path: Path) ->
 @pytest.mark.slow
 def test_ten_kills_change_no_row(start: Any, tmp_path: Path) -> None:
     killed_and_resumed(start, tmp_path, kills=10, algos="strangers-bc,bd-iql,imitkd", seeds=2)
+
+
+def test_shared_work_is_done_once(start: Any, tmp_path: Path) -> None:
+    process = start("toy-cached", "--algos", "bd-iql,kd", "--seed", 0, "--out", "out", "--jobs", 2)
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    made = sorted(path.name.split("-")[0] for path in (tmp_path / "out" / "shared").iterdir() if path.is_dir())
+    assert made == ["cache", "start"], "one start for both, and a cache for the one that needs no more than sets"
+    rows = {row.algo: row for row in read_rows(tmp_path / "out" / "results.jsonl")}
+    assert rows["bd-iql"].config["teacher_cache"] == "shared:teacher-cache"
+    assert rows["kd"].config["teacher_cache"] is None
+    assert rows["kd"].config["student"]["model"] == "start:student"
+    assert rows["kd"].hashes["student_before"] == rows["bd-iql"].hashes["student_before"]
+    assert rows["bd-iql"].cost is not None
+    assert rows["bd-iql"].cost.teacher_tokens > 0, "what built the cache is paid for"
+    assert not any(str(tmp_path) in row.line() for row in rows.values())
 
 
 def test_an_executor_whose_process_dies_leaves_a_failed_row(tmp_path: Path, registry: Registry) -> None:
@@ -313,3 +334,25 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     for line, said in (("{", "no valid JSON"), ("[]", "JSON object"), ('{"schema_version": 2}', "reads 1")):
         with pytest.raises(UserError, match=said):
             parse_row(line, "results.jsonl, line 4")
+
+
+def test_ray_runs_the_same_matrix(start: Any, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    try:
+        os.environ["RAY_ADDRESS"] = cluster.address
+        process = start("toy", "--algos", "strangers-bc,bc", "--seed", 0, "--out", "ray", "--executor", "ray")
+        out, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+        assert "2 of 2 cells done" in out
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        cluster.shutdown()
+    local = start("toy", "--algos", "strangers-bc,bc", "--seed", 0, "--out", "local", "--jobs", 1)
+    assert local.wait(400) == 0
+    rows = [read_rows(tmp_path / name / "results.jsonl") for name in ("local", "ray")]
+    assert [measured(row) for row in rows[1]] == [measured(row) for row in rows[0]]
+    assert ray.__version__
