@@ -227,8 +227,9 @@ class World:
 
     @cached_property
     def data_hash(self) -> str:
-        """sha256 over the training and evaluation rows."""
-        text = json.dumps([self.train_rows, self.valid_rows], sort_keys=True, default=str)
+        """sha256 over the training and evaluation rows; training rows that a source keeps out are among them."""
+        rows = self._training[0][: self.config.data.limit]
+        text = json.dumps([rows, self.valid_rows], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
