@@ -90,7 +90,7 @@ def failed(cell: Cell, error: str) -> Row:
 
 
 def _trained(cell: Cell, folder: Path, out: Path) -> Row:
-    from distillzoo.benchmarks.harness.scores import references, scored
+    from distillzoo.benchmarks.harness.scores import must_be_pinned, references, scored
     from distillzoo.benchmarks.harness.start import cache_of, models_of
     from distillzoo.core.cli.output import silence_libraries
     from distillzoo.core.distill import distil
@@ -105,7 +105,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     config = configuration(cell, benchmark, registry, pair, models)
     if benchmark.teacher_cache:
         config.teacher_cache = cache_of(config, registry, out / "shared")
-    compared = references(cell, benchmark, registry, config, out / "shared")
+    must_be_pinned(benchmark, registry, config)
     directory = RunDirectory(folder / "run")
     if not directory.result.exists():
         if not directory.config.exists():
@@ -125,7 +125,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
         **_facts(cell, benchmark, tree, result, found.hashes),
         status="done",
         scores=found.scores,
-        references=compared,
+        references=references(cell, benchmark, registry, config, out / "shared"),
         curve=[_point(point) for point in directory.read(directory.curve)],
         positions=found.positions,
         cost=Cost(

@@ -67,21 +67,29 @@ def scored(cell: Cell, benchmark: Benchmark, registry: Registry, config: RunConf
     return found
 
 
-def references(
-    cell: Cell, benchmark: Benchmark, registry: Registry, config: RunConfig, shared: Path
-) -> dict[str, list[Score]]:
-    """Scores of the teacher and of the student before training, computed by the first cell that asks.
+def must_be_pinned(benchmark: Benchmark, registry: Registry, config: RunConfig) -> None:
+    """Refuse models or data that are not those that the benchmark pins.
 
     Raises:
-        UserError: models or data are not those that the benchmark pins.
+        UserError: with both hashes.
     """
-    config = config.model_copy(update={"seed": 0})
+    if not benchmark.hashes:
+        return
     world = World(config, registry, Reporter())
     world.load()
     for name, expected in benchmark.hashes.items():
         found = world.inputs.get(name)
         if found != expected:
             raise UserError(f"hashes.{name} of the benchmark is {expected}, and here it is {found}.")
+
+
+def references(
+    cell: Cell, benchmark: Benchmark, registry: Registry, config: RunConfig, shared: Path
+) -> dict[str, list[Score]]:
+    """Scores of the teacher and of the student before training, computed by the first cell that asks."""
+    config = config.model_copy(update={"seed": 0})
+    world = World(config, registry, Reporter())
+    world.load()
     facts = [suite_hash(Path(cell.file), cell.changes), cell.pair, world.inputs, cell.inputs]
     path = shared / f"references-{sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from distillzoo.benchmarks.harness.cell import configuration
 from distillzoo.benchmarks.harness.matrix import run_matrix
 from distillzoo.benchmarks.harness.plan import Cell, plan, suite_hash
 from distillzoo.benchmarks.harness.row import Row, parse_row, read_rows
+from distillzoo.benchmarks.harness.scores import must_be_pinned
 from distillzoo.core.errors import UserError
 from distillzoo.core.recipe import read_yaml
 from distillzoo.core.registry import Registry
@@ -356,3 +357,13 @@ def test_ray_runs_the_same_matrix(start: Any, tmp_path: Path) -> None:
     rows = [read_rows(tmp_path / name / "results.jsonl") for name in ("local", "ray")]
     assert [measured(row) for row in rows[1]] == [measured(row) for row in rows[0]]
     assert ray.__version__
+
+
+def test_other_models_than_the_pinned_ones_are_refused(registry: Registry) -> None:
+    benchmark = Benchmark.read(Path(registry.get("benchmark", "micro")))
+    models = {"teacher": "micro", "student": "micro"}
+    config = configuration(cell_of(registry), benchmark, registry, benchmark.pairs["micro"], models)
+    must_be_pinned(benchmark, registry, config)
+    other = benchmark.model_copy(update={"hashes": {**benchmark.hashes, "tokenizer": "0" * 64}})
+    with pytest.raises(UserError, match="hashes.tokenizer of the benchmark is 0000"):
+        must_be_pinned(other, registry, config)
