@@ -365,5 +365,5 @@ def test_other_models_than_the_pinned_ones_are_refused(registry: Registry) -> No
     config = configuration(cell_of(registry), benchmark, registry, benchmark.pairs["micro"], models)
     must_be_pinned(benchmark, registry, config)
     other = benchmark.model_copy(update={"hashes": {**benchmark.hashes, "tokenizer": "0" * 64}})
-    with pytest.raises(UserError, match="hashes.tokenizer of the benchmark is 0000"):
+    with pytest.raises(UserError, match=r"hashes\.tokenizer of the benchmark is 0000"):
         must_be_pinned(other, registry, config)
