@@ -9,6 +9,7 @@ import click
 
 from distillzoo.benchmarks.harness.command import run
 from distillzoo.benchmarks.judge.command import judge
+from distillzoo.benchmarks.lm_eval import lm_eval
 from distillzoo.benchmarks.speed.shapes import SHAPES
 from distillzoo.core.errors import UserError, suggest
 
@@ -20,6 +21,7 @@ def bench() -> None:
 
 bench.add_command(run)
 bench.add_command(judge)
+bench.add_command(lm_eval)
 
 
 @bench.command()

@@ -173,7 +173,7 @@ def read_rows(path: Path) -> list[Row]:
 def numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Rows with their line numbers, from 1; raises as ``read_rows``."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # an answer may hold other line separators
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError):
             raise cannot("read", path, error) from None

@@ -60,13 +60,22 @@ class StandIn:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # a client that went away
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def replies(self, *replies: Reply) -> None:
         """These, one after the other, the last again and again."""
-        left = list(replies)
-        self.reply = lambda body: left.pop(0) if len(left) > 1 else left[0]
+        left, lock = list(replies), threading.Lock()
+
+        def reply(body: dict[str, Any]) -> Reply:
+            with lock:
+                return left.pop(0) if len(left) > 1 else left[0]
+
+        self.reply = reply
 
 
 @pytest.fixture

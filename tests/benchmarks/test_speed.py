@@ -1,6 +1,9 @@
 """The speed bench: what its steps compute, and its figures."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,8 +11,9 @@ import torch
 
 from distillzoo.benchmarks.speed import measure
 from distillzoo.benchmarks.speed.contenders import _dense, contenders
-from distillzoo.benchmarks.speed.measure import peak_memory, timed
+from distillzoo.benchmarks.speed.measure import Timing, peak_memory, timed
 from distillzoo.benchmarks.speed.shapes import SHAPES, Shape
+from distillzoo.benchmarks.speed.table import facts, print_table
 from distillzoo.benchmarks.speed.workload import Workload, workload
 from distillzoo.core.registry import installed
 from distillzoo.core.step import Distillation, ask
@@ -121,6 +125,29 @@ def test_memory_is_that_of_the_largest_moment():
         del kept
 
     assert (5 << 20) <= peak_memory(step, CPU) <= (5 << 20) + (1 << 16)
+
+
+@pytest.mark.parametrize("given", [{}, {"KINETO_LOG_LEVEL": "1"}])
+def test_the_profiler_says_nothing_unless_asked(given):
+    """It reads its level once a process."""
+    program = (
+        "import torch; from distillzoo.benchmarks.speed.measure import peak_memory; "
+        "peak_memory(lambda: torch.ones(9), torch.device('cpu'))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    run = subprocess.run([sys.executable, "-c", program], env=kept | given, capture_output=True, text=True, check=True)
+    assert bool(run.stderr) == bool(given)
+
+
+def test_the_table_fits_a_narrow_terminal(work, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    timing = Timing(123.456, 12.34, 12.34, 12.34, 20_000 << 20, 10**15)
+    names = list(contenders(work))
+    print_table(facts(work, 3, 1e11), dict.fromkeys(names, timing))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" 20,000")]
+    assert max(map(len, rows)) <= 80
+    for name, row in zip(names, rows, strict=True):
+        assert row.startswith(f"{name} ")
 
 
 def test_timings_are_ratios_to_the_first_in_the_same_round(work, monkeypatch):
