@@ -167,8 +167,8 @@ def resolve(
     """One configuration from its sources; each overrides those before it.
 
     Defaults, the recipe, the recipe's settings for the suite or model type of the teacher (or under the key that
-    ``settings`` names), the YAML file, the flags, the ``--set`` assignments. Every part's parameters are validated and filled with their defaults here, before any
-    model loads.
+    ``settings`` names), the YAML file, the flags, the ``--set`` assignments. Every part's parameters are validated and
+    filled with their defaults here, before any model loads.
 
     Raises:
         UserError: a name, field or value is wrong; the message says which and what would be right.

@@ -5,10 +5,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -107,7 +105,7 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
             "tokens_per_second": spent.student_tokens / max(spent.seconds, 1e-9),
         },
         "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": peak_memory(world.device),
+        "peak_memory_bytes": spent.peak_bytes,
         "parameters": {
             "teacher": world.teacher_parameters,
             "student": world.student.model.num_parameters(),
@@ -227,10 +225,10 @@ def _train(
     elif directory.metrics.exists():
         reporter.notice("no whole checkpoint yet: training begins again")
     done = checkpoint_step(checkpoint) if checkpoint is not None else 0
-    directory.rewind(done)
+    directory.rewind(done if checkpoint is not None else -1)  # step 0 of the curve comes again too
     if world.config.wandb and directory.writes:
         _start_wandb(world.config, directory)
-    with reporter.stage("training", total=world.config.train.max_steps), world.spent.running():
+    with reporter.stage("training", total=world.config.train.max_steps), world.spent.running(world.device):
         if checkpoint is not None and done >= world.config.train.max_steps:
             trainer.restore(checkpoint)  # train() would take one step more
         else:
@@ -252,7 +250,7 @@ def _taught(
         return trajectories
     if not sets and not states_fit(world.teacher, trajectories):
         return trajectories
-    with world.reporter.stage(f"the teacher reads {what}", total=len(trajectories)), world.spent.running():
+    with world.reporter.stage(f"the teacher reads {what}", total=len(trajectories)), world.spent.running(world.device):
         world.spent.teacher_read += sum(len(t.response.tokens) - t.given for t in trajectories)
         if not sets:
             return taught(world.teacher, trajectories, collator, size, advance)
@@ -349,14 +347,6 @@ def model_card(config: RunConfig) -> str:
         f"Trained with distillzoo: algorithm `{config.algo or 'custom'}`, objective `{config.objective.name}`, subset "
         f"`{config.subset.name}`, {config.train.max_steps} steps.\n\n```yaml\n{dump(config)}```\n"
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak allocation, or the process's peak resident set on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def device_name(device: torch.device) -> str:

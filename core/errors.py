@@ -44,6 +44,9 @@ def explain(error: ValidationError, where: str, valid: Iterable[str] = ()) -> Us
             problems.append(f"'{field}' is required")
         else:
             message = item["msg"].removeprefix("Value error, ")
+            if not field:  # of the whole, which the reader has in front of them
+                problems.append(message)
+                continue
             problems.append(f"'{field}' is {item['input']!r}: {message[:1].lower()}{message[1:]}")
     text = "; ".join(problem.rstrip(".") for problem in problems)
     return UserError(text if text.endswith("?") else f"{text}.")

@@ -166,6 +166,8 @@ class DistillTrainer(Trainer):
         assert num_items_in_batch is not None, "get_batch_samples counts the tokens of the optimiser step"
         asked = inputs["asked"] if "asked" in inputs else self._ask(inputs["batch"])
         text = self._plain_text(inputs["text"], inputs["text_weight"]) if "text" in inputs else None
+        if text is not None:
+            self._spent.student_tokens += len(text.table)
         result: StepResult = model(asked, text)
         if not math.isfinite(float(result.loss.detach())):
             bad = [name for name, value in result.sums.items() if not math.isfinite(float(value))]

@@ -401,7 +401,7 @@ class World:
             return sampled(own(prompts, decoding, seed))
 
         def teacher(prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[Completion]:
-            with _one_first(self.device):
+            with spent.paused(), _one_first(self.device):  # its own seconds are noted beside the samples
                 return kept(prompts, decoding, seed)
 
         def mixed(prompts: Sequence[list[int]], decoding: Decoding, seed: int, share: float) -> list[Completion]:

@@ -18,6 +18,10 @@ INPUT: Final = re.compile(r"input:([a-z0-9-]+)")
 """How a benchmark's file names what the user gives by path."""
 
 
+PAIR_NAME: Final = re.compile(r"[a-z0-9.]+(-[a-z0-9.]+)*")
+"""A pair's name is part of a folder's."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -109,7 +113,9 @@ class Benchmark(_Section):
     headline: Headline
     curve: Curve | None = None
     seeds: int = Field(5, ge=1, description="seeds 0 to seeds - 1")
-    trials: int | None = Field(None, description="tuning trials that the settings of each algorithm rest on")
+    trials: dict[str, int] = Field(
+        default_factory=dict, description="tuning trials that the settings of each algorithm rest on, where it is known"
+    )
     answers_may_be_published: bool = Field(False, description="whether prompts and answers may be shown on a page")
 
     @model_validator(mode="after")
@@ -121,6 +127,9 @@ class Benchmark(_Section):
         wanted = self.decodings[self.headline.decoding].metrics
         if self.headline.metric not in wanted:
             raise ValueError(f"headline.metric is '{self.headline.metric}', which is not measured.")
+        for name in self.pairs:
+            if not PAIR_NAME.fullmatch(name):
+                raise ValueError(f"pairs.{name}: a name is lower-case words, figures, dots and hyphens.")
         for name in _inputs_in(self.model_dump()):
             if name not in self.inputs:
                 raise ValueError(f"input:{name} is named, and inputs has no '{name}'.{suggest(name, self.inputs)}")

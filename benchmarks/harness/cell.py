@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any, Final
 from filelock import FileLock
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, Pair, renamed, with_inputs
+from distillzoo.benchmarks.harness.executors import PARENT
 from distillzoo.benchmarks.harness.plan import Cell, suite_hash
 from distillzoo.benchmarks.harness.row import (
     Cost,
@@ -24,7 +26,7 @@ from distillzoo.benchmarks.harness.row import (
     PartUsed,
     Row,
 )
-from distillzoo.core.config import RunConfig, merge, resolve
+from distillzoo.core.config import RunConfig, dump, merge, resolve
 from distillzoo.core.files import write_whole
 from distillzoo.core.recipe import Recipe
 from distillzoo.core.registry import PART_KINDS, Kind, Registry, installed
@@ -69,6 +71,19 @@ def configuration(
     return resolve(registry, algo=cell.algo, flags=flags, sets=cell.changes, settings=benchmark.settings)
 
 
+def must_resolve(cell: Cell, benchmark: Benchmark, registry: Registry) -> None:
+    """Refuse what is wrong with a cell's settings before any process starts.
+
+    Raises:
+        UserError: a field, a value, a part or a metric is not known.
+    """
+    for decoding in benchmark.decodings.values():
+        for metric in decoding.metrics:
+            registry.entry("metric", metric)
+    pair = Pair.model_validate(with_inputs(benchmark.pairs[cell.pair].model_dump(), cell.inputs))
+    configuration(cell, benchmark, registry, pair, {"teacher": pair.teacher, "student": pair.student})
+
+
 def run_cell(folder: Path, out: Path) -> Row:
     """Run the cell in ``folder``, or go on with it, and write its row and its answers.
 
@@ -103,12 +118,14 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     pair = Pair.model_validate(with_inputs(benchmark.pairs[cell.pair].model_dump(), cell.inputs))
     models = models_of(cell, benchmark, registry, pair, out / "shared")
     config = configuration(cell, benchmark, registry, pair, models)
-    if benchmark.teacher_cache:
-        config.teacher_cache = cache_of(config, registry, out / "shared")
+    cached = cache_of(config, registry, out / "shared") if benchmark.teacher_cache else None
+    if cached is not None:
+        config.teacher_cache = cached.folder
     must_be_pinned(benchmark, registry, config)
     directory = RunDirectory(folder / "run")
-    if not directory.result.exists():
-        if not directory.config.exists():
+    begun = directory.config.read_text(encoding="utf-8") if directory.config.exists() else None
+    if begun != dump(config) or not directory.result.exists():
+        if begun != dump(config):  # never begun, or under other settings
             shutil.rmtree(directory.path, ignore_errors=True)
             RunDirectory.create(directory.path)
         distil(config, registry, directory, Reporter(quiet=False))
@@ -117,6 +134,9 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     answers = out / "answers" / f"{cell.folder}.jsonl"
     write_whole(answers, "".join(answer.model_dump_json() + "\n" for answer in found.answers))
     training = result["training"]
+    if cached is not None:
+        training["sampling_seconds"] += cached.sampling_seconds
+        training["teacher_tokens"] += cached.sampled_tokens
     made = {models[which]: f"start:{which}" for which in models if models[which] != getattr(pair, which)}
     names = {value: f"input:{name}" for name, value in cell.inputs.items()} | made
     names[str(config.teacher_cache)] = "shared:teacher-cache"
@@ -177,7 +197,7 @@ def _facts(
         "metrics": {name: used("metric", name) for name in metrics if config},
         "seed": cell.seed,
         "steps": result.get("training", {}).get("steps", 0),
-        "trials": benchmark.trials,
+        "trials": benchmark.trials.get(cell.algo),
         "config": config,
         "config_sha256": config_hash(config),
         "decodings": {
@@ -186,6 +206,7 @@ def _facts(
         },
         "hashes": {**result.get("hashes", {}), **tasks},
         "hardware": hardware(str(result.get("device", ""))),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "device": result.get("device", ""),
         "versions": result.get("versions", versions()),
         "git": None if git is None else git.removesuffix("-dirty"),
@@ -200,8 +221,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def hardware(device: str) -> str:
-    """The class of a machine: the GPU's name, or the processor's family."""
-    return f"cpu {platform.machine()}" if not device or device.startswith("cpu") else device
+    """The class of a machine: the GPU's name, or the processor's and the threads of a cell."""
+    if device and not device.startswith("cpu"):
+        return device
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)
+    return f"{model or 'cpu'} ({platform.machine()}), {threads} thread(s)"
 
 
 def command(cell: Cell) -> str:
@@ -209,16 +236,17 @@ def command(cell: Cell) -> str:
     words = ["distillzoo", "bench", "run", cell.suite, "--algos", cell.algo]
     words += ["--subsets", cell.subset] if cell.subset is not None else []
     words += ["--pairs", cell.pair, "--seed", str(cell.seed)]
+    words += [] if cell.device == "auto" else ["--device", cell.device]
     for name in cell.inputs:
         words += ["--input", f"{name}={name.upper()}"]
     for change in cell.changes:
         words += ["--set", change]
-    return " ".join([*words, "--out", "again"])
+    return shlex.join([*words, "--out", "again"])
 
 
 def _die_with_the_harness() -> None:
     """A cell whose harness was killed ends, or two would work on one folder after a resume."""
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:

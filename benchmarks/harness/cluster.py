@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from distillzoo.benchmarks.harness.executors import LOG, Event, cell_process
+from distillzoo.benchmarks.harness.executors import LOG, PARENT, Event, cell_process
 from distillzoo.core.errors import UserError
 
 PASSED: Final = ("DISTILLZOO_", "HF_", "OMP_NUM_THREADS", "PYTHONPATH")
@@ -73,7 +73,8 @@ class Cluster:
 def in_process(folder: str) -> int:
     """Run a cell in a process of its own on the machine that took the task; returns its status."""
     with (Path(folder) / LOG).open("ab") as log:
-        return subprocess.run(cell_process(Path(folder)), stdout=log, stderr=log).returncode
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        return subprocess.run(cell_process(Path(folder)), stdout=log, stderr=log, env=environment).returncode
 
 
 def _status(task: Any) -> int:

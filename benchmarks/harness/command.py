@@ -63,6 +63,7 @@ def run(
     registry = installed()
     with loading(quiet):
         from distillzoo.benchmarks.harness.benchmark import benchmark_of
+        from distillzoo.benchmarks.harness.cell import must_resolve
         from distillzoo.benchmarks.harness.executors import chosen_executor
         from distillzoo.benchmarks.harness.matrix import RESULTS, run_matrix
         from distillzoo.benchmarks.harness.plan import plan
@@ -91,6 +92,8 @@ def run(
             device=device,
             file=file,
         )
+        for cell in {(cell.pair, cell.algo, cell.subset): cell for cell in cells}.values():
+            must_resolve(cell, benchmark, registry)
         target = (out or Path("bench") / suite).expanduser().resolve()
         with View((benchmark.headline.metric, benchmark.headline.decoding), quiet) as view:
             try:

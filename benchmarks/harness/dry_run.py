@@ -82,6 +82,7 @@ class _Miniature:
 
     def made(self) -> tuple[Benchmark, dict[str, str]]:
         tree = self._benchmark.model_dump()
+        tree["hashes"] = {}
         for one in tree["inputs"].values():
             one["sha256"] = None
         for name, pair in tree["pairs"].items():

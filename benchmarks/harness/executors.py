@@ -12,6 +12,9 @@ from typing import Final, Literal, Protocol
 LOG: Final = "log.txt"
 """What a cell's process wrote, in its folder."""
 
+PARENT: Final = "DISTILLZOO_HARNESS"
+"""Environment variable with the process that a cell belongs to."""
+
 TICK: Final = 0.25
 """Seconds between looks at the processes."""
 
@@ -70,7 +73,7 @@ class Local:
                 process.wait()
 
     def _start(self, folder: Path, slot: int) -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
+        environment = {**os.environ, PARENT: str(os.getpid())}
         if self.gpus:
             seen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = seen[slot % self.gpus] if seen != [""] else str(slot % self.gpus)

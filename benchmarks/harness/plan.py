@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, sha256_of
 from distillzoo.core.errors import UserError, suggest
 from distillzoo.core.registry import Registry
+
+OWN: Final = ("seed", "device", "output", "algo")
+"""Fields that belong to a cell and that no setting over the whole matrix may change."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Cell:
     def folder(self) -> str:
         """Name of the cell's folder."""
         parts = (self.pair, self.algo, self.subset, f"seed{self.seed}")
-        return "-".join(part for part in parts if part is not None)
+        return "--".join(part for part in parts if part is not None)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -79,6 +82,9 @@ def plan(
     Raises:
         UserError: a name is unknown.
     """
+    for change in changes:
+        if change.partition("=")[0].strip() in OWN:
+            raise UserError(f"--set {change}: that is the cell's own; use --seed, --seeds or --device.")
     for algo in algos:
         registry.entry("recipe", algo)
     for subset in subsets:
@@ -89,7 +95,9 @@ def plan(
     chosen: list[str | None] = [*subsets] or [None]
     return [
         Cell(suite, str(file), pair, algo, subset, seed, dict(inputs), changes, device)
-        for seed, pair, algo, subset in product(seeds, pairs or benchmark.pairs, algos, chosen)
+        for seed, pair, algo, subset in product(
+            dict.fromkeys(seeds), dict.fromkeys(pairs or benchmark.pairs), dict.fromkeys(algos), dict.fromkeys(chosen)
+        )
     ]
 
 

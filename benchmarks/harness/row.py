@@ -113,6 +113,7 @@ class Row(_Record):
     hashes: dict[str, str] = Field(description="sha256 of teacher, student_before, student_after, tokenizer and data")
     hardware: str = Field(description="class of machine; rows of different classes never share a table")
     device: str
+    threads: int = Field(description="of a cell's process on a CPU; another number may round sums otherwise")
     versions: dict[str, str]
     git: str | None = Field(description="commit of the checkout that ran; null where it was installed without one")
     dirty: bool | None

@@ -112,7 +112,7 @@ def _worlds(
     first: World | None = None
     for name, raw in benchmark.tasks.items():
         task = Task.model_validate(with_inputs(raw.model_dump(), cell.inputs))
-        data = config.data.model_copy(update={"valid": task.data, "columns": task.columns or config.data.columns})
+        data = config.data.model_copy(update={"valid": task.data, "columns": task.columns})
         for decoding, chosen in benchmark.decodings.items():
             how = {
                 "limit": task.limit,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,6 +14,7 @@ from distillzoo.benchmarks.harness.plan import Cell
 from distillzoo.core.cache.build import asks_more, build, key_of
 from distillzoo.core.config import RunConfig, dump, merge, resolve
 from distillzoo.core.distill import distil
+from distillzoo.core.files import write_whole
 from distillzoo.core.progress import Reporter
 from distillzoo.core.registry import Registry
 from distillzoo.core.rundir import RunDirectory
@@ -60,7 +62,16 @@ def _made(
     return str(directory.model.resolve())
 
 
-def cache_of(config: RunConfig, registry: Registry, shared: Path) -> Path | None:
+@dataclass(frozen=True)
+class Shared:
+    """A teacher cache, and what the teacher's samples in it cost."""
+
+    folder: Path
+    sampling_seconds: float
+    sampled_tokens: int
+
+
+def cache_of(config: RunConfig, registry: Registry, shared: Path) -> Shared | None:
     """The teacher cache of a cell, built by the first that needs its content; None where the algorithm asks the teacher
     for more than its sets, or samples as it learns."""
     world = World(config, registry, Reporter(quiet=False))
@@ -71,5 +82,10 @@ def cache_of(config: RunConfig, registry: Registry, shared: Path) -> Path | None
     key = hashlib.sha256(json.dumps(key_of(world), sort_keys=True).encode()).hexdigest()[:16]
     folder = shared / f"cache-{key}"
     with FileLock(shared / f"cache-{key}.lock"):
-        build(world, folder)
-    return folder.resolve()
+        account = folder.with_suffix(".json")
+        if not account.exists():
+            build(world, folder)
+            sampled = sum(tokens for tokens, _ in world.spent.offline.values())
+            write_whole(account, json.dumps({"seconds": world.spent.sampling_seconds, "tokens": sampled}))
+        paid = json.loads(account.read_text(encoding="utf-8"))
+    return Shared(folder.resolve(), paid["seconds"], paid["tokens"])

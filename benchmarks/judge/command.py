@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -20,7 +21,7 @@ USUAL_KEY = "OPENAI_API_KEY"
 @click.option("--against", required=True, metavar="ALGO|references", help="The opponent of all other algorithms.")
 @click.option("--endpoint", required=True, metavar="URL", help="Base of the API, as in https://api.openai.com/v1.")
 @click.option("--model", required=True, metavar="NAME", help="The judge, as the endpoint names it.")
-@click.option("--key-env", metavar="NAME", help=f"Variable that holds the API key.  [default: {USUAL_KEY}, if set]")
+@click.option("--key-env", metavar="NAME", help=f"Variable with the API key.  [default: {USUAL_KEY} at api.openai.com]")
 @click.option("--task", metavar="NAME", help="Only this task.  [default: all]")
 @click.option("--decoding", metavar="NAME", help="Only answers sampled so.  [default: the suite's headline]")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts of each task.")
@@ -41,7 +42,9 @@ def judge(
     Prompts and answers are sent to the endpoint. Each prompt is asked twice, with the answers in both orders; a tie is
     half a win. Replies are kept in RESULTS_FOLDER/judgements.jsonl, so nothing is asked twice.
     """
-    key = os.environ.get(key_env or USUAL_KEY, "").strip() or None
+    # a key goes to nobody but whom it is for: another endpoint's is named
+    usual = USUAL_KEY if urlsplit(endpoint).hostname == "api.openai.com" else ""
+    key = os.environ.get(key_env or usual, "").strip() or None
     if key_env is not None and key is None:
         raise UserError(f"--key-env {key_env}: the environment has no such variable, or it is empty.")
     from distillzoo.core.cli.output import loading

@@ -18,9 +18,11 @@ from distillzoo.benchmarks.statistics.bootstrap import Interval
 INK, SOFT, GRID, ACCENT = "var(--ink)", "var(--soft)", "var(--grid)", "var(--accent)"
 
 WIDTH, HEIGHT = 460, 300
-PANEL_WIDTH, PANEL_HEIGHT, PANELS = 215, 96, 4
+PANEL_WIDTH, PANEL_HEIGHT, PANELS = 258, 100, 4
 
-NOISE: Final = re.compile(r'<path class="(?:background|foreground)"[^>]*/>| (?:aria-hidden|pointer-events|class)="[^"]*"')
+NOISE: Final = re.compile(
+    r'<path class="(?:background|foreground)"[^>]*/>| (?:aria-hidden|pointer-events|class)="[^"]*"'
+)
 """Of no use on this page, and a third of its bytes."""
 
 
@@ -58,18 +60,19 @@ def scatter(dots: Sequence[Dot], cost: str, score: str, sign: int, marked: str |
     )
     points = [_point(dot, i in best, dot.name == marked, spots[i]) for i, dot in enumerate(dots)]
     base = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X("cost:Q", title=cost, scale=_scale(across, log), axis=alt.Axis(tickCount=5, format="~s")),
+        x=alt.X("cost:Q", title=cost, scale=_scale(across, log), axis=alt.Axis(tickCount=5, format=_format(costs))),
         y=alt.Y("score:Q", title=score, scale=_scale(upwards, False), axis=alt.Axis(tickCount=6)),
     )
-    kind, end = alt.datum.kind, "after"
     layers = [
         alt.Chart(alt.Data(values=[points[i] for i in best]))
-        .mark_line(interpolate=f"step-{end}", stroke=ACCENT, strokeWidth=1.2, strokeDash=[3, 3])
+        .mark_line(interpolate="step-after", stroke=ACCENT, strokeWidth=1.2, strokeDash=[3, 3])
         .encode(x="cost:Q", y="score:Q"),
         base.mark_rule(stroke=GRID, strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        base.mark_point(size=46, fill="var(--page)", stroke=SOFT, opacity=1).transform_filter(kind == "other"),
-        base.mark_point(size=46, fill=INK, stroke=INK, opacity=1).transform_filter(kind == "baseline"),
-        base.mark_point(size=46, fill=ACCENT, stroke=ACCENT, opacity=1).transform_filter(kind == "front"),
+        base.mark_point(size=50, opacity=1).encode(
+            shape=alt.Shape("shape:N", scale=None),
+            fill=alt.Fill("fill:N", scale=None),
+            stroke=alt.Stroke("stroke:N", scale=None),
+        ),
         base.mark_text(
             fontSize=11.5,
             fill=INK,
@@ -84,14 +87,12 @@ def scatter(dots: Sequence[Dot], cost: str, score: str, sign: int, marked: str |
     return _svg(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT))
 
 
-def panels(series: Mapping[str, Series], baseline: str | None, x: str, y: str, log: bool = False) -> str:
+def panels(series: Mapping[str, Series], baseline: str | None, log: bool = False) -> str:
     """A panel an algorithm: its line with its band, and the baseline's line dashed behind it.
 
     Args:
         series: by algorithm, in the order of the panels.
         baseline: whose line is behind the others.
-        x: title of the horizontal axis.
-        y: title of the vertical axis.
         log: draw x logarithmically.
     """
     behind = series.get(baseline or "")
@@ -101,7 +102,8 @@ def panels(series: Mapping[str, Series], baseline: str | None, x: str, y: str, l
         if behind is not None and name != baseline:
             values += _points(name, "baseline", behind, log)
     scale = alt.Scale(type="log" if log else "linear", nice=False)
-    axis = alt.Axis(tickCount=4, format="~s", grid=False, labelFlush=True)
+    reached = [value["x"] for value in values]
+    axis = alt.Axis(tickCount=4, format=_format(reached), grid=False, labelFlush=True)
     base = alt.Chart().encode(x=alt.X("x:Q", title=None, scale=scale, axis=axis))
     up = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=3))
     layers = [
@@ -124,7 +126,6 @@ def panels(series: Mapping[str, Series], baseline: str | None, x: str, y: str, l
             columns=PANELS,
             spacing={"row": 14, "column": 22},
         )
-        .properties(title=alt.Title(f"{y}, against {x}", color=SOFT, fontWeight="normal", fontSize=12, anchor="start"))
     )
     return _svg(chart)
 
@@ -143,7 +144,9 @@ def _point(dot: Dot, best: bool, marked: bool, spot: Spot | None) -> dict[str, A
         "score": _round(dot.score.value),
         "low": _round(dot.score.low),
         "high": _round(dot.score.high),
-        "kind": "front" if best else "baseline" if marked else "other",
+        "shape": "square" if marked else "circle",
+        "fill": ACCENT if best else "var(--page)",
+        "stroke": ACCENT if best else SOFT,
         "label": dot.name if spot else "",
         **(spot or Spot("left", 0, 0))._asdict(),
     }
@@ -152,6 +155,11 @@ def _point(dot: Dot, best: bool, marked: bool, spot: Spot | None) -> dict[str, A
 def _round(value: float) -> float | None:
     """Five digits are more than a pixel shows; JSON has no NaN."""
     return float(f"{value:.5g}") if np.isfinite(value) else None
+
+
+def _format(values: Sequence[float]) -> str:
+    """Thousands and millions in short; d3 would write 0.95 as 950m."""
+    return "~s" if max(values, default=0) >= 10_000 else ".6~g"
 
 
 def _domain(values: Sequence[float], log: bool) -> tuple[float, float]:

@@ -19,12 +19,14 @@ Measure = Callable[[Row, CurvePoint], float]
 
 MEASURES: Final[Mapping[str, Measure]] = {
     "training seconds": lambda row, point: point.seconds,
-    "with the samples before": lambda row, point: point.seconds + (row.cost.sampling_seconds if row.cost else 0.0),
+    "seconds with the teacher's samples": lambda row, point: (
+        point.seconds + (row.cost.sampling_seconds if row.cost else 0.0)
+    ),
     "student tokens": lambda row, point: point.student_tokens,
 }
 """Costs in which races are run. Samples that the teacher draws before the training are not in a curve's seconds."""
 
-SECONDS: Final = ("training seconds", "with the samples before")
+SECONDS: Final = ("training seconds", "seconds with the teacher's samples")
 
 CLAIMANT: Final = "bd-iql"
 """The algorithm of arXiv:2505.20335, whose claims these are."""
@@ -60,7 +62,7 @@ class Reach:
 
     Attributes:
         median: over seeds; inf where half of them never get there.
-        ratio: to the reference's median, over the seeds that both have; None where there is none to take.
+        ratio: to the reference's median, capped as `_costs` says, over the seeds that both have; None without any.
     """
 
     median: float
@@ -76,20 +78,22 @@ class Runner:
     reached: float
     reach: Mapping[str, Reach]
 
+    @property
+    def share(self) -> str:
+        """How many of its seeds get there."""
+        return f"{round(self.reached * self.seeds)} of {self.seeds}"
+
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim held against an algorithm's figures in one measure."""
+    """A claim held against an algorithm's figures, in each of its measures."""
 
-    published: Published
-    algorithm: str
-    measure: str
-    ratio: Interval | None
-    verdict: Verdict
+    runner: Runner
+    verdicts: Mapping[str, Verdict]
 
     @property
     def by_the_paper(self) -> bool:
-        return self.algorithm == CLAIMANT
+        return self.runner.name == CLAIMANT
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Race:
     """All algorithms on their way to a reference's final score."""
 
     reference: str
+    published: Published
     metric: str
     target: float
     runners: tuple[Runner, ...]
@@ -120,41 +125,47 @@ def _race(table: Table, reference: Line, metric: str, published: Published, orde
     if not finals:
         return None
     target = float(np.mean(finals))
-    costs = {
-        (line.label, measure): _costs(line, metric, of, sign, target)
-        for line in table.lines
-        for measure, of in MEASURES.items()
-    }
+    theirs = {measure: _costs(reference, metric, of, sign, target, capped=True) for measure, of in MEASURES.items()}
     runners = []
     for label in order:
-        mine = {measure: costs[label, measure] for measure in MEASURES}
-        if all(mine.values()):
-            found = np.array(list(next(iter(mine.values())).values()))
-            reach = {
-                measure: Reach(
-                    float(np.median(list(by_seed.values()))), _ratio(by_seed, costs[reference.label, measure])
-                )
-                for measure, by_seed in mine.items()
-            }
-            runners.append(Runner(label, len(found), share_reached(found), reach))
+        line = table.line(label)
+        if line is not None and any(row.curve for row in line.done):
+            costs = {measure: _costs(line, metric, of, sign, target) for measure, of in MEASURES.items()}
+            reached = np.array(list(costs[SECONDS[0]].values()))
+            reach = _reach(theirs if line is reference else costs, theirs)
+            runners.append(Runner(label, len(reached), share_reached(reached), reach))
     judged = [
-        Judged(published, runner.name, measure, ratio, published.claim.verdict(ratio) if ratio else "undecided")
+        Judged(one, {measure: _verdict(published.claim, one.reach[measure].ratio) for measure in published.measures})
         for name in (CLAIMANT, ALSO)
-        for runner in runners
-        if runner.name == name
-        for measure in published.measures
-        for ratio in [runner.reach[measure].ratio]
+        for one in runners
+        if one.name == name
     ]
-    return Race(reference.label, metric, target, tuple(runners), tuple(judged))
+    return Race(reference.label, published, metric, target, tuple(runners), tuple(judged))
 
 
-def _costs(line: Line, metric: str, of: Measure, sign: int, target: float) -> dict[int, float]:
-    """Cost to the target by seed."""
+def _reach(costs: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> dict[str, Reach]:
+    return {
+        measure: Reach(float(np.median(list(by_seed.values()))), _ratio(by_seed, theirs[measure]))
+        for measure, by_seed in costs.items()
+    }
+
+
+def _verdict(claim: Claim, ratio: Interval | None) -> Verdict:
+    return "undecided" if ratio is None else claim.verdict(ratio)
+
+
+def _costs(line: Line, metric: str, of: Measure, sign: int, target: float, capped: bool = False) -> dict[int, float]:
+    """Cost to the target by seed, inf where it is never reached.
+
+    Capped, such a seed has the cost of its whole training: about half of the reference's own seeds end below their
+    mean, and what they got for that cost is the reference's final score none the less.
+    """
     found = {}
     for row in line.done:
         cost, score = _curve(row, metric, of)
         if len(cost):
-            found[row.seed] = cost_to_reach(cost, sign * score, sign * target)
+            reached = cost_to_reach(cost, sign * score, sign * target)
+            found[row.seed] = min(reached, float(cost[-1])) if capped else reached
     return found
 
 

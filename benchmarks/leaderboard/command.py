@@ -3,10 +3,19 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from distillzoo.core.errors import UserError
 from distillzoo.core.registry import installed
+
+
+def _pairs(context: Any, parameter: Any, values: tuple[str, ...]) -> dict[str, str]:
+    for text in values:
+        if not all(text.partition("=")):
+            raise UserError(f"--input {text!r} should read NAME=VALUE, for example train=train.jsonl.")
+    return {text.partition("=")[0]: text.partition("=")[2] for text in values}
 
 
 @click.group()
@@ -54,4 +63,34 @@ def check(file: Path, as_json: bool) -> None:
             click.echo(f"{finding.level:8}{where}{finding.text}")
         click.echo("Fine." if not problems else f"{problems} {'problem' if problems == 1 else 'problems'}.")
     if problems:
+        sys.exit(1)
+
+
+@leaderboard.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("row")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Where ROW is a name.")
+@click.option(
+    "--input", "inputs", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="As for distillzoo bench run."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("again"), show_default=True, help="Folder to run in."
+)
+def reproduce(file: Path, row: str, seed: int, inputs: dict[str, str], out: Path) -> None:
+    """Run the cell of a ROW again, a line of FILE or an algorithm's name, and compare the scores.
+
+    Exit code 1 if they differ by more than the seeds of the algorithm do. A run that was cut off goes on.
+    """
+    from distillzoo.core.cli.output import loading
+
+    with loading():
+        from distillzoo.benchmarks.leaderboard.reproduce import chosen, comparison
+        from distillzoo.benchmarks.leaderboard.reproduce import reproduce as run_again
+        from distillzoo.benchmarks.leaderboard.source import read_cells
+
+        cells = read_cells([file])
+        before = chosen(cells, row, seed)
+    again = run_again(before, cells, inputs, out.expanduser().resolve(), installed())
+    click.echo(comparison(again))
+    if again.outcome == "not":
         sys.exit(1)

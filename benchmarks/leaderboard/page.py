@@ -25,12 +25,12 @@ from distillzoo.benchmarks.leaderboard.curves import (
     profiles,
     training_curves,
 )
-from distillzoo.benchmarks.leaderboard.standings import COSTS, Standing, standings
+from distillzoo.benchmarks.leaderboard.standings import COSTS, MEMORY, SPEED, TRAINING, Standing, standings
 from distillzoo.benchmarks.leaderboard.table import Line, Table, wording
 from distillzoo.core.metric import ARROWS
 from distillzoo.core.registry import Registry
 
-SCATTERED: Final = ("training, s", "peak memory, GiB")
+SCATTERED: Final = (TRAINING, MEMORY)
 """Costs against which the headline is drawn."""
 
 OURS: Final = "distillzoo"
@@ -70,17 +70,19 @@ def _board(id: str, table: Table, baseline: str, registry: Registry) -> dict[str
         "standings": ranked,
         "ids": {line.label: f"{id}-a{place}" for place, line in enumerate(lines, 1)},
         "costs": list(COSTS),
+        "dearer_is_better": SPEED,
         "baseline": marked,
         "distributions": sorted({name for line in lines for name in line.distributions}),
         "guests": {line.label: _guests(line) for line in lines},
         "strips": _strips(ranked),
         "compared": sum(standing.against is not None for standing in ranked),
-        "fewest": min((s.against.seeds for s in ranked if s.against), default=0),
+        "most": max((s.against.seeds for s in ranked if s.against), default=0),
         "scatters": _scatters(table, ranked, marked),
-        "curves": [_curve(lines, metric, marked, registry) for metric in curve_metrics(table)],
+        "curves": _curves(table, lines, marked, registry),
         "positions": _positions(table, lines, marked, registry),
         "profile": _profile(table, order, marked),
         "races": races(table, order),
+        "wording": lambda metric: wording(registry, metric)[0],
         "prompts": side_by_side(table, ranked),
         "chosen": [label for place, label in enumerate(order) if place < 3 or label == marked],
     }
@@ -119,21 +121,26 @@ def _scatters(table: Table, ranked: Sequence[Standing], baseline: str | None) ->
             if s.headline is not None and (value := s.costs[cost]) is not None
         ]
         if len(dots) > 1:
-            svg = scatter(dots, cost, f"{title}{ARROWS.get(column.direction, '')}", column.sign, baseline)
+            svg = scatter(dots, str(cost), f"{title}{ARROWS.get(column.direction, '')}", column.sign, baseline)
             found.append({"cost": cost, "svg": Markup(svg)})
     return found
 
 
-def _curve(lines: Sequence[Line], metric: str, baseline: str | None, registry: Registry) -> dict[str, Any]:
-    """A metric during the training, drawn once for each axis."""
-    label, _ = wording(registry, metric)
-    charts = {}
-    for axis in AXES:
-        series = training_curves(lines, metric, axis)
-        last = [one.x[-1] for one in series.values()]
-        log = min(last) > 0 and max(last) > 10 * min(last)
-        charts[axis] = Markup(panels(series, baseline, axis, label, log))
-    return {"label": label, "charts": charts}
+def _curves(table: Table, lines: Sequence[Line], baseline: str | None, registry: Registry) -> list[dict[str, Any]]:
+    """Each metric that is measured during the training, drawn once for each axis."""
+    found = []
+    for metric in curve_metrics(table):
+        label, _ = wording(registry, metric)
+        charts = {}
+        for axis in AXES:
+            series = training_curves(lines, metric, axis)
+            if series:
+                last = [one.x[-1] for one in series.values()]
+                log = min(last) > 0 and max(last) > 10 * min(last)
+                charts[axis] = Markup(panels(series, baseline, log))
+        if charts:
+            found.append({"metric": metric, "label": label, "charts": charts})
+    return found
 
 
 def _positions(table: Table, lines: Sequence[Line], baseline: str | None, registry: Registry) -> list[dict[str, Any]]:
@@ -142,7 +149,7 @@ def _positions(table: Table, lines: Sequence[Line], baseline: str | None, regist
         label, _ = wording(registry, place.metric)
         series = position_curves(lines, place)
         if series:
-            svg = panels(series, baseline, "position in the answer", label, log=True)
+            svg = panels(series, baseline, log=True)
             found.append({"place": place, "label": label, "svg": Markup(svg)})
     return found
 
@@ -152,11 +159,7 @@ def _profile(table: Table, order: Sequence[str], baseline: str | None) -> Markup
         return None
     found: Mapping[str, Series] = profiles(table)
     series = {label: found[label] for label in order if label in found}
-    return (
-        Markup(panels(series, baseline, table.headline[0].label, "share of trainings and tasks better than"))
-        if series
-        else None
-    )
+    return Markup(panels(series, baseline)) if series else None
 
 
 def _yaml(tree: Mapping[str, Any]) -> str:

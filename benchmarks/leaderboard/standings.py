@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -15,16 +15,32 @@ from distillzoo.benchmarks.statistics.scores import Values
 
 DEFAULT_BASELINE: Final = "kd"
 
-COSTS: Final[Mapping[str, Callable[[Cost], float]]] = {
-    "training, s": lambda cost: cost.training_seconds,
-    "samples before, s": lambda cost: cost.sampling_seconds,
-    "student tokens": lambda cost: cost.student_tokens,
-    "teacher tokens": lambda cost: cost.teacher_tokens,
-    "sampled tokens": lambda cost: cost.sampled_tokens,
-    "tokens/s": lambda cost: cost.tokens_per_second,
-    "peak memory, GiB": lambda cost: cost.peak_memory_bytes / 2**30,
+
+class CostColumn(NamedTuple):
+    """A cost of a cell: the head of its column in two lines."""
+
+    what: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.unit}"
+
+
+TRAINING, MEMORY, SPEED = (
+    CostColumn("training", "s"),
+    CostColumn("peak memory", "GiB"),
+    CostColumn("speed", "tokens/s"),
+)
+
+COSTS: Final[Mapping[CostColumn, Callable[[Cost], float]]] = {
+    TRAINING: lambda cost: cost.training_seconds,
+    CostColumn("sampling", "s"): lambda cost: cost.sampling_seconds,
+    CostColumn("student", "tokens"): lambda cost: cost.student_tokens,
+    CostColumn("teacher", "tokens"): lambda cost: cost.teacher_tokens,
+    CostColumn("sampled", "tokens"): lambda cost: cost.sampled_tokens,
+    SPEED: lambda cost: cost.tokens_per_second,
+    MEMORY: lambda cost: cost.peak_memory_bytes / 2**30,
 }
-"""Cost columns: their head, with its unit, and the figure of a cell."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class Standing:
     headline: Interval | None
     iqm: Interval | None
     scores: Mapping[Column, Interval | None]
-    costs: Mapping[str, float | None]
+    costs: Mapping[CostColumn, float | None]
     against: Against | None
 
 

@@ -109,6 +109,11 @@ class Table:
     notes: tuple[str, ...]
 
     @property
+    def changes(self) -> list[str]:
+        """Settings over the suite's, which all rows share, as the suite's hash holds them."""
+        return self.lines[0].first.changes
+
+    @property
     def references(self) -> dict[str, dict[Column, float | None]]:
         """Scores of the models that the trainings begin from, by name."""
         known = next((row.references for line in self.lines for row in line.done if row.references), {})

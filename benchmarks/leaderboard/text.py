@@ -36,6 +36,7 @@ def markdown(tables: Sequence[Table], baseline: str) -> str:
             f"## {_plain(key.suite)} {key.version}, {_plain(key.pair)}, on {_plain(key.hardware)}\n",
             _markdown_table(table, standings(table, baseline), baseline),
         ]
+        parts += [f"With {_plain(', '.join(table.changes))}, so not the suite as it is.\n"] if table.changes else []
         parts += [f"{_plain(note)}\n" for note in table.notes]
     return "\n".join(parts)
 
@@ -50,7 +51,7 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
         heads += [f"{word} of {lead.label}{ARROWS.get(lead.direction, '')} ({where})" for word in ("mean", "IQM")]
     heads += [f"{c.label}{ARROWS.get(c.direction, '')} ({c.task}, {c.decoding})" for c in columns]
     heads += [f"P(better than {baseline})", "p, adjusted"] if compared else []
-    heads += [*COSTS, "seeds", "from"]
+    heads += [*map(str, COSTS), "seeds", "from"]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for standing in ranked:
         cells = [standing.line.label]

@@ -2,7 +2,6 @@
 
 import math
 
-from distillzoo.benchmarks.leaderboard.claims import Judged
 from distillzoo.benchmarks.statistics.bootstrap import Interval
 
 MISSING = "–"
@@ -34,12 +33,12 @@ def short(value: float | None) -> str:
     return f"{value:.{0 if value == int(value) else 1 if value >= 10 else 2}f}"
 
 
-def sentence(judged: Judged) -> str:
-    """A verdict with its interval: how much of the reference's cost the algorithm needed."""
-    reference, ratio = judged.published.reference, judged.ratio
+def sentence(ratio: Interval | None, reference: str) -> str:
+    """How much of the reference's cost an algorithm needed, with its interval."""
     if ratio is None or math.isnan(ratio.value):
-        return f"no ratio of {judged.measure} to {reference}'s can be taken from these curves."
-    share = "never reached by half of the seeds" if math.isinf(ratio.value) else f"{ratio.value:.2f} of {reference}'s"
+        return "no ratio can be taken of these curves"
+    if math.isinf(ratio.low):
+        return "not reached within the suite's budget, at either end of the 95% interval"
+    share = "not reached by half of the seeds" if math.isinf(ratio.value) else f"{ratio.value:.2f} of {reference}'s"
     between = ends(ratio, 2)
-    sure = f", 95% interval {between}" if between else ", one seed, so without an interval"
-    return f"{judged.measure} to {reference}'s final score: {share}{sure}."
+    return f"{share}, 95% interval {between}" if between else f"{share}, one seed, so without an interval"

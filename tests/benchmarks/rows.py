@@ -46,6 +46,7 @@ def row(algo: str, seed: int, *, level: float = 80.0, speed: float = 1.0, suite:
         "hashes": {**benchmark.hashes, "data": "da" * 32, "student_after": f"{seed:064x}"},
         "hardware": "cpu x86_64",
         "device": "cpu",
+        "threads": 1,
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "git": "0123456789abcdef0123456789abcdef01234567",
         "dirty": False,

@@ -192,6 +192,20 @@ def test_a_killed_matrix_goes_on_to_the_same_rows(start: Any, tmp_path: Path) ->
     killed_and_resumed(start, tmp_path, kills=1, algos="imitkd", seeds=1)
 
 
+def test_a_kill_before_the_first_checkpoint_leaves_one_point_a_step(start: Any, tmp_path: Path) -> None:
+    arguments = ("toy", "--algos", "strangers-bc", "--seed", 0, "--out", "out", "--resume")
+    process = start(*arguments)
+    curve = tmp_path / "out/cells/micro--strangers-bc--seed0/run/curve.jsonl"
+    while not curve.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(*arguments).wait(300) == 0
+    [row] = read_rows(tmp_path / "out" / "results.jsonl")
+    assert [point.step for point in row.curve] == [0, 3, 6]
+
+
 @pytest.mark.slow
 def test_ten_kills_change_no_row(start: Any, tmp_path: Path) -> None:
     killed_and_resumed(start, tmp_path, kills=10, algos="strangers-bc,bd-iql,imitkd", seeds=2)
@@ -283,6 +297,8 @@ def test_the_plan_goes_seed_by_seed(registry: Registry) -> None:
         (("micro", "--input", "train=x"), "no such input"),
         (("micro", "--input", "train"), "NAME=VALUE"),
         (("micro", "--seeds", "2", "--seed", "1"), "exclude"),
+        (("micro", "--set", "train.lrr=1"), "'train.lrr' is not a known field"),
+        (("micro", "--set", "seed=5"), "the cell's own"),
         (("smol", "--algos", "kd"), "needs --input"),
     ],
 )

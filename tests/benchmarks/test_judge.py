@@ -103,7 +103,7 @@ def row(algo: str, seed: int = 0, **changes: Any) -> Row:
         "suite": "micro", "suite_version": 1, "suite_sha256": "0", "suite_distribution": "distillzoo 0",
         "pair": "large-small", "algo": algo, "recipe": part, "recipe_version": 1, "subset": None, "parts": {},
         "metrics": {}, "seed": seed, "steps": 1, "trials": None, "config": {}, "config_sha256": "0", "decodings": {},
-        "hashes": {}, "hardware": "cpu", "device": "cpu", "versions": {}, "git": None, "dirty": None, "status": "done",
+        "hashes": {}, "hardware": "cpu", "device": "cpu", "threads": 1, "versions": {}, "git": None, "dirty": None, "status": "done",
         "outputs": f"answers/{algo}-{seed}.jsonl", "command": "",
     }  # fmt: skip
     return Row.model_validate({**facts, **changes})
@@ -414,5 +414,13 @@ def test_a_key_that_is_not_in_the_environment_is_an_error_and_the_usual_one_may_
     done = here("bench", "judge", folder, *options, "--key-env", "NO_SUCH_KEY")
     assert done.returncode == 2
     assert "--key-env NO_SUCH_KEY" in done.stderr
+    assert here("bench", "judge", folder, *options).returncode == 0
+    assert judge.requests[0][1] is None
+
+
+def test_the_usual_key_goes_to_no_other_endpoint(judge, tmp_path, here, monkeypatch):
+    folder = results(tmp_path, ANSWERS)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    options = ("--against", "references", "--endpoint", judge.url, "--model", "m", "--limit", "1")
     assert here("bench", "judge", folder, *options).returncode == 0
     assert judge.requests[0][1] is None

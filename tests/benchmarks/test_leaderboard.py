@@ -1,0 +1,501 @@
+"""The leaderboard: its figures against hand-made rows, its page in a browser, and the checks of a submission."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distillzoo.benchmarks.harness.row import Row, write_lines
+from distillzoo.benchmarks.leaderboard import reproduce as again
+from distillzoo.benchmarks.leaderboard.build import build
+from distillzoo.benchmarks.leaderboard.check import Finding, check
+from distillzoo.benchmarks.leaderboard.claims import races
+from distillzoo.benchmarks.leaderboard.labels import place
+from distillzoo.benchmarks.leaderboard.pareto import front
+from distillzoo.benchmarks.leaderboard.source import Cell, read_cells
+from distillzoo.benchmarks.leaderboard.standings import standings
+from distillzoo.benchmarks.leaderboard.table import Table, tables_of
+from distillzoo.benchmarks.leaderboard.words import short
+from distillzoo.core.errors import UserError
+from distillzoo.core.registry import Registry
+from tests.benchmarks.rows import failed, part, row
+
+Here = Callable[..., "subprocess.CompletedProcess[str]"]
+
+CHROMIUM = shutil.which("chromium")
+
+EVIL = """<script>document.title = 'owned'</script><img src=x onerror="document.title='owned'">'"&amp;"""
+
+
+def written(folder: Path, rows: Sequence[Row], name: str = "results.jsonl") -> Path:
+    path = folder / name
+    path.write_text(write_lines(rows), encoding="utf-8")
+    return path
+
+
+def tables(rows: Sequence[Row], registry: Registry) -> list[Table]:
+    return tables_of([Cell(one, Path("results.jsonl"), line) for line, one in enumerate(rows, 1)], registry)
+
+
+def zoo(seeds: int = 5) -> list[Row]:
+    """Three algorithms: kd, a better one that is three times as fast, and a worse one."""
+    kinds: dict[str, dict[str, float]] = {
+        "kd": {"level": 80},
+        "bd-iql": {"level": 90, "speed": 3},
+        "minillm": {"level": 70, "speed": 0.2},
+    }
+    return [row(algo, seed, **kind) for algo, kind in kinds.items() for seed in range(seeds)]
+
+
+def page(tmp_path: Path, rows: Sequence[Row], registry: Registry) -> Path:
+    return build([written(tmp_path, rows)], tmp_path / "site", None, registry)[0]
+
+
+def test_what_cannot_be_compared_does_not_share_a_table(registry: Registry) -> None:
+    one = row("kd", 0)
+    others = [{"hardware": "NVIDIA H100"}, {"pair": "other"}, {"suite_version": 2}, {"suite_sha256": "0" * 64}]
+    found = tables([one, row("bc", 0), *(row("kd", 0, **other) for other in others)], registry)
+    assert len(found) == 5
+    assert sorted(len(table.lines) for table in found) == [1, 1, 1, 1, 2]
+
+
+def test_a_failed_cell_without_a_device_stands_where_its_matrix_ran(registry: Registry) -> None:
+    (table,) = tables(
+        [row("kd", 0, hardware="NVIDIA H100", device="NVIDIA H100"), failed("kd", 1, "CUDA error")], registry
+    )
+    (line,) = table.lines
+    assert (len(line.done), len(line.failed), table.key.hardware) == (1, 1, "NVIDIA H100")
+
+
+def test_the_same_seed_twice_is_refused_with_both_places(tmp_path: Path, registry: Registry) -> None:
+    first, second = written(tmp_path, [row("kd", 0)], "a.jsonl"), written(tmp_path, [row("kd", 0)], "b.jsonl")
+    with pytest.raises(UserError, match=r"kd with seed 0 .* twice, .*a\.jsonl, line 1 and .*b\.jsonl, line 1"):
+        tables_of(read_cells([first, second]), registry)
+
+
+def test_a_name_of_two_distributions_is_two_lines(registry: Registry) -> None:
+    (table,) = tables([row("kd", 0), row("kd", 1, recipe=part("kd", "stranger"))], registry)
+    assert [line.label for line in table.lines] == ["kd (distillzoo 0.1.0, recipe 1)", "kd (stranger 2.3, recipe 1)"]
+
+
+def test_other_data_within_a_table_is_said(registry: Registry) -> None:
+    (table,) = tables([row("kd", 0), row("bc", 0, hashes={"data": "ee" * 32, "teacher": "aa" * 32})], registry)
+    assert any("hash of data" in note and "bc" in note for note in table.notes)
+
+
+def test_standings_are_means_over_seeds_with_intervals_around_them(registry: Registry) -> None:
+    rows = zoo()
+    (table,) = tables(rows, registry)
+    ranked = standings(table, "kd")
+    assert [standing.line.label for standing in ranked] == ["bd-iql", "kd", "minillm"]
+    for standing in ranked:
+        own = [one for one in rows if one.algo == standing.line.label]
+        values = [one.score("test", "top-p 1.0", "right") for one in own]
+        assert standing.headline is not None
+        assert standing.headline.value == pytest.approx(sum(v for v in values if v is not None) / 5)
+        assert standing.headline.low < standing.headline.value < standing.headline.high
+    lower = {column.metric: found for column, found in ranked[0].scores.items()}["reverse-kl"]
+    assert lower is not None
+    assert 0 < lower.low < lower.value < lower.high, "lower is better, and the interval is still in its own unit"
+
+
+def test_comparisons_are_paired_by_seed_and_adjusted_together(registry: Registry) -> None:
+    (table,) = tables(zoo(), registry)
+    against = {standing.line.label: standing.against for standing in standings(table, "kd")}
+    assert against["kd"] is None
+    assert against["bd-iql"] is not None
+    assert (against["bd-iql"].improvement.value, against["bd-iql"].p) == (1, 0.0625), "all five seeds are better"
+    assert against["bd-iql"].adjusted == 0.125, "of two comparisons"
+    assert all(standing.against is None for standing in standings(table, None))
+
+
+def test_a_suite_that_is_not_installed_ranks_by_its_first_score_and_shows_no_answers(
+    tmp_path: Path, registry: Registry
+) -> None:
+    rows = [with_answers(tmp_path, row("kd", 0, suite_sha256="1" * 64))]
+    (table,) = tables(rows, registry)
+    assert table.suite is None
+    assert [column.metric for column in table.headline] == ["right"]
+    assert "Sample answers" not in page(tmp_path, rows, registry).read_text()
+
+
+def test_front_holds_what_nothing_beats() -> None:
+    assert front([(1, 1), (2, 3), (3, 2), (2, 1), (4, 4)]) == [0, 1, 4]
+    assert front([(1, 5), (1, 5), (2, 5)]) == [0, 1]
+    assert front([]) == []
+
+
+def test_names_in_a_chart_stay_apart_and_inside() -> None:
+    crowd = [(50.0 + i % 3, 50.0 + i // 3) for i in range(9)]
+    spots = place([*crowd, (299.0, 20.0)], [f"name-{i}" for i in range(9)] + ["at-the-edge"], 300, 200)
+    assert None in spots, "nine names around one place do not all fit"
+    assert spots[0] is not None
+    edge = spots[-1]
+    assert edge is not None
+    assert edge.align == "right", "to the right of the point there is no room"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.6, "0.60"),
+        (43.61, "43.6"),
+        (504_589, "505 k"),
+        (1_234_567, "1.23 M"),
+        (math.inf, "never"),
+        (None, "–"),
+    ],
+)
+def test_costs_in_short(value: float | None, shown: str) -> None:
+    assert short(value) == shown
+
+
+def test_claims_are_judged_by_their_ratio(registry: Registry) -> None:
+    (table,) = tables(zoo(), registry)
+    kd, minillm = races(table, ["bd-iql", "kd", "minillm"])
+    assert (kd.reference, minillm.reference) == ("kd", "minillm")
+    finals = [line.first.curve[-1].scores["right"] for line in table.lines if line.label == "kd"]
+    assert kd.target == pytest.approx(finals[0], abs=5)
+    (judged,) = kd.judged
+    assert judged.runner.name == "bd-iql"
+    assert judged.verdicts["training seconds"] == "confirmed", "three times as fast and better"
+    (judged,) = minillm.judged
+    assert judged.verdicts["training seconds"] == "confirmed", "fifteen times as fast"
+    loser = next(runner for runner in kd.runners if runner.name == "minillm")
+    assert loser.reached == 0
+    assert math.isinf(loser.reach["student tokens"].median)
+
+
+def test_a_slower_algorithm_refutes_the_claim_and_one_seed_decides_nothing(registry: Registry) -> None:
+    rows = [row("kd", seed, level=80) for seed in range(5)]
+    slow = [row("bd-iql", seed, level=95, speed=0.1) for seed in range(5)]
+    (race,) = races(tables([*rows, *slow], registry)[0], ["bd-iql", "kd"])
+    assert race.judged[0].verdicts["training seconds"] == "refuted"
+    (race,) = races(tables([rows[0], slow[0]], registry)[0], ["bd-iql", "kd"])
+    assert set(race.judged[0].verdicts.values()) == {"undecided"}
+
+
+def test_the_page_names_every_score_cost_and_cell(tmp_path: Path, registry: Registry) -> None:
+    rows = [*zoo(), failed("gkd", 0, "RuntimeError: not finite"), row("mine", 0, recipe=part("mine", "strange-zoo"))]
+    text = page(tmp_path, rows, registry).read_text()
+    for said in ("right, % ↑", "test · top-p 0.8", "peak memory", "not a benchmark", "RuntimeError: not finite"):
+        assert said in text
+    assert "strange-zoo 2.3" in text
+    assert "claims that bd-iql" in text
+    for one in rows:
+        assert one.command in text
+        assert one.config_sha256 in text
+    assert "seed: 3\n" in text, "the configuration"
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//(?!arxiv\.org)|@import|url\(", text), "it asks for nothing"
+    markdown = (tmp_path / "site" / "leaderboard.md").read_text()
+    assert "| bd-iql |" in markdown
+    with (tmp_path / "site" / "leaderboard.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == sum(len(one.scores) or 1 for one in rows)
+    assert {line["status"] for line in lines} == {"done", "failed"}
+
+
+def test_several_tasks_have_a_mean_an_iqm_and_a_profile(tmp_path: Path, registry: Registry) -> None:
+    rows = [row(algo, seed, suite="smol", level=level) for algo, level in (("kd", 30), ("bc", 28)) for seed in range(3)]
+    (table,) = tables(rows, registry)
+    ranked = standings(table, "kd")
+    assert [column.task for column in table.headline] == ["valid", "selfinst", "vicuna"]
+    assert ranked[0].iqm is not None
+    text = page(tmp_path, rows, registry).read_text()
+    assert "IQM" in text
+    assert "Performance profile" in text
+
+
+def test_the_same_rows_give_the_same_bytes_in_any_order(tmp_path: Path, registry: Registry) -> None:
+    rows = zoo(2)
+    files = [written(tmp_path, rows, "a.jsonl"), written(tmp_path, rows[::-1], "b.jsonl")]
+    first, second = (build([path], tmp_path / path.stem, None, registry) for path in files)
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def with_answers(folder: Path, one: Row, text: str = "an answer", path: str | None = None) -> Row:
+    """The row with a file of answers beside it."""
+    name = path or f"answers/{one.algo}.jsonl"
+    answer = {"task": "test", "decoding": "top-p 1.0", "input": "", "reference": text, "answer": text, "right": True}
+    lines = [json.dumps({**answer, "index": index, "instruction": text}, ensure_ascii=False) for index in range(3)]
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return one.model_copy(update={"outputs": name})
+
+
+def test_answers_stand_side_by_side_where_the_suite_lets_them(tmp_path: Path, registry: Registry) -> None:
+    rows = [with_answers(tmp_path, row(algo, 0), f"said by {algo} \u2028 on") for algo in ("kd", "bc")]
+    text = page(tmp_path, rows, registry).read_text()
+    assert text.count("said by bc \u2028 on") >= 3
+    forbidden = [with_answers(tmp_path, row("kd", 0, suite="smol"), "said in secret")]
+    assert "said in secret" not in page(tmp_path, forbidden, registry).read_text()
+
+
+def test_answers_outside_of_the_folder_are_not_read(tmp_path: Path, registry: Registry) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    one = with_answers(inner, row("kd", 0), "a secret of this machine", "../secret.jsonl")
+    assert "a secret" not in page(inner, [one], registry).read_text()
+
+
+def test_an_unknown_baseline_is_refused(here: Here, tmp_path: Path) -> None:
+    written(tmp_path, [row("kd", 0), row("bc", 0)])
+    found = here("leaderboard", "build", "results.jsonl", "--baseline", "kdd")
+    assert found.returncode == 2
+    assert "no row has that algorithm. Did you mean 'kd'?" in found.stderr
+    found = here("leaderboard", "build", "results.jsonl", "--baseline", "bc")
+    assert (found.returncode, found.stdout.split()[0]) == (0, "site/index.html")
+    assert "than bc" in (tmp_path / "site" / "index.html").read_text()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Callable[..., tuple[str, str]]:
+    """Opens a page in a browser without a window: its document after the scripts ran, and what they complained of."""
+
+    def opened(path: Path, script: str = "") -> tuple[str, str]:
+        if script:  # the page forbids scripts but its own
+            text = re.sub(r"<meta http-equiv=.Content-Security-Policy.*?>", "", path.read_text())
+            path = tmp_path / "driven.html"
+            path.write_text(text + f"<script>{script}</script>")
+        assert CHROMIUM is not None
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--dump-dom"]
+        quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        logs = ["--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}"]
+        # files and no pipes: a helper process that outlives the browser would hold a pipe open
+        with (tmp_path / "dom.html").open("w") as dom, (tmp_path / "log.txt").open("w") as log:
+            command = [CHROMIUM, *options, *quiet, *logs, path.as_uri()]
+            subprocess.run(command, stdout=dom, stderr=log, timeout=120, check=True)
+        told = (tmp_path / "log.txt").read_text().splitlines()
+        return (tmp_path / "dom.html").read_text(), "\n".join(line for line in told if "CONSOLE" in line)
+
+    return opened
+
+
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+
+
+@in_a_browser
+def test_the_page_runs_without_complaints(tmp_path: Path, registry: Registry, browser: Any) -> None:
+    rows = [with_answers(tmp_path, one) if one.seed == 0 else one for one in zoo()]
+    document, console = browser(page(tmp_path, rows, registry))
+    assert console == ""
+    assert ">3 of 3</output>" in document
+
+
+@in_a_browser
+def test_sorting_filtering_and_choosing_work(tmp_path: Path, registry: Registry, browser: Any) -> None:
+    rows = [*zoo(2), row("mine", 0, level=60, recipe=part("mine", "strange-zoo")), failed("broken", 0, "no")]
+    rows = [with_answers(tmp_path, one) if one.seed == 0 and one.status == "done" else one for one in rows]
+    script = """
+    const board = document.querySelector(".board"), table = board.querySelector(".ranking"), told = {};
+    const names = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].dataset.sort);
+    const head = (word) => [...table.tHead.rows[0].cells].find((one) => one.textContent.includes(word));
+    const press = (word) => { head(word).querySelector("button").click(); return [head(word).ariaSort, names()]; };
+    told.first = [head("right").ariaSort, names()];
+    told.training = press("training");
+    told.again = press("training");
+    told.name = press("algorithm");
+    told.sorted = table.querySelectorAll("[aria-sort]").length;
+    const find = board.querySelector("input[type=search]"), from = board.querySelector("select");
+    find.value = "BD"; find.dispatchEvent(new Event("input"));
+    told.found = names();
+    find.value = ""; find.dispatchEvent(new Event("input"));
+    from.value = "strange-zoo"; from.dispatchEvent(new Event("change"));
+    told.from = [names(), board.querySelector("output").value];
+    const wide = () => [...table.querySelectorAll("th.extra")].filter((one) => one.offsetWidth > 0).length;
+    told.few = wide();
+    board.querySelector(".all").click();
+    told.many = wide();
+    const box = [...board.querySelectorAll(".chooser input")].find((one) => one.value === "mine");
+    const said = board.querySelector("[data-by=mine]");
+    told.before = !said.hidden; box.click(); told.after = !said.hidden;
+    document.body.textContent = "TOLD" + JSON.stringify(told) + "END";
+    """
+    document, console = browser(page(tmp_path, rows, registry), script)
+    assert console == ""
+    told = json.loads(document.partition("TOLD")[2].partition("END")[0])
+    assert told["first"] == ["descending", ["bd-iql", "kd", "minillm", "mine", "broken"]]
+    assert told["training"][0] == "ascending"
+    assert told["training"][1][0] == "bd-iql"
+    assert told["training"][1][-1] == "broken", "without a figure it stays last"
+    assert told["again"][0] == "descending"
+    assert told["again"][1][0] == "minillm"
+    assert told["again"][1][-1] == "broken"
+    assert told["name"] == ["ascending", ["bd-iql", "broken", "kd", "mine", "minillm"]]
+    assert told["sorted"] == 1
+    assert told["found"] == ["bd-iql"]
+    assert told["from"] == [["mine"], "1 of 5"]
+    assert told["few"] == 0 < told["many"]
+    assert told["before"] != told["after"]
+
+
+@in_a_browser
+def test_a_narrow_page_does_not_scroll_sideways(tmp_path: Path, registry: Registry, browser: Any) -> None:
+    script = "parent.postMessage(document.documentElement.scrollWidth <= innerWidth ? 'fits' : 'wide', '*');"
+    browser(page(tmp_path, zoo(2), registry), script)
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        "<script>addEventListener('message', (event) => document.title = event.data)</script>"
+        "<iframe src='driven.html' style='border: 0; width: 375px; height: 900px'></iframe>"
+    )
+    document, _ = browser(frame)
+    assert "<title>fits</title>" in document
+
+
+@in_a_browser
+def test_what_rows_say_is_shown_and_never_run(tmp_path: Path, registry: Registry, browser: Any) -> None:
+    strange = {"recipe": part(EVIL, EVIL), "parts": {EVIL: part(EVIL, EVIL)}, "command": EVIL, "git": EVIL}
+    config = {"seed": 0, EVIL: EVIL}
+    rows = [
+        with_answers(tmp_path, row("kd", 0), EVIL),
+        row(EVIL, 0, pair="micro", config=config, versions={EVIL: EVIL}, **strange),
+        row(EVIL, 1, device=EVIL, hardware=EVIL, subset=EVIL, hashes={EVIL: EVIL}, suite="micro", **strange),
+        failed("bc", 0, EVIL),
+    ]
+    document, console = browser(page(tmp_path, rows, registry))
+    assert console == ""
+    assert "<title>distillzoo leaderboard</title>" in document
+    assert "&lt;script&gt;" in document
+    assert "<img" not in document
+    assert document.count("<script") == 1
+    driven, console = browser(tmp_path / "site" / "index.html", "0")
+    assert "<title>distillzoo leaderboard</title>" in driven, "nor without the page's policy"
+    assert console == ""
+    markdown = (tmp_path / "site" / "leaderboard.md").read_text()
+    assert not re.search(r"(?<!\\)<", markdown)
+
+
+def texts(findings: Sequence[Finding], level: str) -> list[tuple[int | None, str]]:
+    return [(finding.line, finding.text) for finding in findings if finding.level == level]
+
+
+def test_a_whole_matrix_is_fine(tmp_path: Path, registry: Registry) -> None:
+    findings = check(written(tmp_path, zoo()), registry)
+    assert [finding.level for finding in findings] == ["note"]
+    assert "distillzoo 0.1.0" in findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"config_sha256": "0" * 64}, "config_sha256 is 000000000000, and config hashes to"),
+        ({"config": {"seed": 3, "train": {"max_steps": 200, "batch_size": 64}}}, "seed is 0, and config.seed is 3"),
+        ({"steps": 400}, "steps is 400, and the suite's budget is 200"),
+        (
+            {"config": {"seed": 0, "train": {"max_steps": 200, "batch_size": 8}}},
+            "batch_size is 8, and the suite fixes 64",
+        ),
+        ({"config": {"seed": 0, "train": 7}}, "config.train.max_steps is None"),
+        ({"decodings": {"top-p 1.0": {"temperature": 0.5, "top_p": 1.0}}}, "decodings (temperature, top-p) are"),
+        ({"scores": []}, "A score is missing: test, top-p 0.8, distinct-2"),
+        ({"suite_version": 9}, "The row is of version 9 of micro, and version 1 is installed"),
+        ({"suite_sha256": "0" * 64}, "suite_sha256 is 000000000000, and the installed file's is"),
+        ({"changes": ["train.lr=1"]}, "With train.lr=1 over the suite's settings, this is no row of micro"),
+        ({"pair": "macro"}, "micro has no pair 'macro'. Did you mean 'micro'?"),
+        ({"hashes": {}}, "hashes.teacher is missing"),
+        ({"cost": None}, "cost is missing"),
+        ({"outputs": "answers/none.jsonl"}, "no file below the folder of results.jsonl"),
+        ({"outputs": "../results.jsonl"}, "no file below the folder of results.jsonl"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_a_problem(
+    tmp_path: Path, registry: Registry, changes: dict[str, Any], said: str
+) -> None:
+    problems = texts(check(written(tmp_path, [row("kd", 0, **changes)]), registry), "problem")
+    assert any(line == 1 and said in text for line, text in problems), problems
+
+
+def test_the_hashes_that_the_suite_pins_are_held(tmp_path: Path, registry: Registry) -> None:
+    hashes = {**row("kd", 0).hashes, "teacher": "ff" * 32}
+    rows = [row("kd", 0, hashes=hashes), row("bc", 0), row("bc", 0)]
+    problems = texts(check(written(tmp_path, rows), registry), "problem")
+    assert any(line == 1 and "the suite pins d1e505ba92aa" in text for line, text in problems)
+    assert any(line == 2 and "and on line 1 it is ffffffffffff" in text for line, text in problems)
+    assert (3, "bc with seed 0 on micro is on line 2 too.") in problems
+
+
+def test_seeds_failures_and_dirty_checkouts_are_said(tmp_path: Path, registry: Registry) -> None:
+    rows = [row("kd", 0, dirty=True), failed("kd", 1, "out of memory"), row("kd", 7)]
+    findings = check(written(tmp_path, rows), registry)
+    warnings = texts(findings, "warning")
+    assert (1, "The checkout had uncommitted changes: its commit does not say what ran.") in warnings
+    assert (2, "The cell failed: out of memory") in warnings
+    assert (None, "1 of 3 cells failed.") in warnings
+    assert (None, "kd on micro lacks the seeds 2, 3, 4 of micro's 5.") in warnings
+    assert texts(findings, "problem") == [(3, "micro has the seeds 0 to 4, not 7.")]
+
+
+def test_bad_lines_are_named_and_the_others_checked(here: Here, tmp_path: Path) -> None:
+    good = row("kd", 0)
+    tree = json.loads(good.line())
+    lines = ["not json", json.dumps({**tree, "schema_version": 9}), json.dumps({**tree, "colour": 1}), "", good.line()]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+    found = here("leaderboard", "check", "results.jsonl")
+    assert found.returncode == 1
+    assert "problem line 1: row: no valid JSON" in found.stdout
+    assert "problem line 2: row: schema_version is 9" in found.stdout
+    assert "problem line 3: 'row.colour' is not a known field" in found.stdout
+    assert "3 problems." in found.stdout
+    found = here("leaderboard", "check", "results.jsonl", "--json")
+    parsed = json.loads(found.stdout)
+    assert (parsed["fine"], found.returncode) == (False, 1)
+    assert {finding["line"] for finding in parsed["findings"] if finding["level"] == "problem"} == {1, 2, 3}
+
+
+def test_exit_codes_of_check(here: Here, tmp_path: Path) -> None:
+    written(tmp_path, zoo())
+    assert here("leaderboard", "check", "results.jsonl").returncode == 0
+    missing = here("leaderboard", "check", "nothing.jsonl")
+    assert missing.returncode == 2
+    assert "Cannot read 'nothing.jsonl'" in missing.stderr
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert here("leaderboard", "check", "empty.jsonl").returncode == 1
+
+
+def test_the_row_to_reproduce_is_found(tmp_path: Path) -> None:
+    cells = read_cells([written(tmp_path, [row("kd", 0), row("kd", 1), failed("bc", 0, "no memory")])])
+    assert again.chosen(cells, "2", 0).seed == 1
+    assert again.chosen(cells, "kd", 1).seed == 1
+    for which, seed, said in (
+        ("9", 0, "no row on line 9"),
+        ("kdd", 0, "no row of kdd with seed 0. Did you mean 'kd'?"),
+        ("kd", 5, "no row of kd with seed 5"),
+        ("bc", 0, "no score to compare: no memory"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            again.chosen(cells, which, seed)
+
+
+def test_what_counts_as_reproduced(tmp_path: Path, registry: Registry) -> None:
+    from distillzoo.benchmarks.harness.benchmark import benchmark_of
+
+    suite, _ = benchmark_of(registry, "micro")
+    before = row("kd", 0)
+
+    def outcome(now: Row, spread: float | None) -> str:
+        return again.comparison(again.Again(before, now, suite, spread, ran=True)).splitlines()[-1]
+
+    assert outcome(before, None) == "Reproduced exactly."
+    near = row("kd", 0, level=80.5)
+    assert outcome(near, 1.0).startswith("Reproduced: the headline differs by less")
+    assert outcome(near, 0.1).startswith("Not reproduced: the headline differs by over")
+    assert outcome(near, None).startswith("Not reproduced exactly, and one seed has no spread")
+
+
+def test_a_row_of_another_suite_or_recipe_is_not_run_again(tmp_path: Path, registry: Registry) -> None:
+    for changes, said in (
+        ({"suite_sha256": "0" * 64}, "another file of micro than the installed one"),
+        ({"recipe_version": 99}, "of version 99 of the recipe kd, and version"),
+    ):
+        cells = read_cells([written(tmp_path, [row("kd", 0, **changes)])])
+        with pytest.raises(UserError, match=said):
+            again.reproduce(cells[0].row, cells, {}, tmp_path / "again", registry)
+        assert not (tmp_path / "again").exists()
