@@ -103,8 +103,8 @@ def row(algo: str, seed: int = 0, **changes: Any) -> Row:
         "suite": "micro", "suite_version": 1, "suite_sha256": "0", "suite_distribution": "distillzoo 0",
         "pair": "large-small", "algo": algo, "recipe": part, "recipe_version": 1, "subset": None, "parts": {},
         "metrics": {}, "seed": seed, "steps": 1, "trials": None, "config": {}, "config_sha256": "0", "decodings": {},
-        "hashes": {}, "hardware": "cpu", "device": "cpu", "threads": 1, "versions": {}, "git": None, "dirty": None, "status": "done",
-        "outputs": f"answers/{algo}-{seed}.jsonl", "command": "",
+        "hashes": {}, "hardware": "cpu", "device": "cpu", "threads": 1, "versions": {}, "git": None, "dirty": None,
+        "status": "done", "outputs": f"answers/{algo}-{seed}.jsonl", "command": "",
     }  # fmt: skip
     return Row.model_validate({**facts, **changes})
 
