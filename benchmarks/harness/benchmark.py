@@ -201,6 +201,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content(inputs: Mapping[str, str]) -> dict[str, str]:
+    """What inputs are: the hash of a file, whatever it is called; the name of anything else."""
+    return {name: sha256_of(Path(value)) if Path(value).is_file() else value for name, value in inputs.items()}
+
+
 def _inputs_in(tree: Any) -> set[str]:
     if isinstance(tree, Mapping):
         return set().union(*(_inputs_in(value) for value in tree.values()))

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from distillzoo.benchmarks.harness.benchmark import Benchmark, Task, with_inputs
+from distillzoo.benchmarks.harness.benchmark import Benchmark, Task, content, with_inputs
 from distillzoo.benchmarks.harness.plan import Cell, suite_hash
 from distillzoo.benchmarks.harness.row import Answer, PositionBin, PositionCurve, Score
 from distillzoo.core.config import ModelSource, RunConfig
@@ -90,7 +90,7 @@ def references(
     config = config.model_copy(update={"seed": 0})
     world = World(config, registry, Reporter())
     world.load()
-    facts = [suite_hash(Path(cell.file), cell.changes), cell.pair, world.inputs, cell.inputs]
+    facts = [suite_hash(Path(cell.file), cell.changes), cell.pair, world.inputs, content(cell.inputs)]
     path = shared / f"references-{sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

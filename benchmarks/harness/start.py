@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from distillzoo.benchmarks.harness.benchmark import Benchmark, FineTuning, Pair, with_inputs
+from distillzoo.benchmarks.harness.benchmark import Benchmark, FineTuning, Pair, content, with_inputs
 from distillzoo.benchmarks.harness.plan import Cell
 from distillzoo.core.cache.build import asks_more, build, key_of
 from distillzoo.core.config import RunConfig, dump, merge, resolve
@@ -48,7 +48,7 @@ def _made(
     for tree in (benchmark.run, pair.run, tuning.run, {**models, **alone}):
         flags = merge(flags, with_inputs(tree, cell.inputs))
     config = resolve(registry, algo=tuning.algo, flags=flags, settings=benchmark.settings)
-    facts = [dump(config), cell.inputs]
+    facts = [dump(config), content(cell.inputs)]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     directory = RunDirectory(shared / f"start-{key}")
     shared.mkdir(parents=True, exist_ok=True)

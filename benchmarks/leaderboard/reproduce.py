@@ -95,6 +95,9 @@ def reproduce(row: Row, cells: Sequence[Cell], inputs: Mapping[str, str], out: P
     Raises:
         UserError: the benchmark or the recipe is not installed as it was, an input is missing, or the cell failed.
     """
+    unsafe = [change for change in row.changes if "trust_remote_code" in change]
+    if unsafe:
+        raise UserError(f"The row was made with --set {unsafe[0]}: it would run a stranger's code, so run it yourself.")
     suite, file = benchmark_of(registry, row.suite)
     if suite_hash(file, row.changes) != row.suite_sha256:
         raise UserError(
@@ -139,6 +142,10 @@ def comparison(again: Again) -> str:
         lines.append(f"{name:{width}}  {figure(score.value, 4):>10}  {figure(now, 4):>10}")
     if again.before.config_sha256 != again.now.config_sha256:
         lines.append("The configuration is not the same.")
+    for name, before in again.before.hashes.items():
+        now = again.now.hashes.get(name)
+        if name != "student_after" and now != before:
+            lines.append(f"The hash of {name} is not the same: {before[:12]}, now {str(now)[:12]}.")
     if again.before.hardware != again.now.hardware:
         lines.append(f"The row is from {again.before.hardware}, and this is {again.now.hardware}.")
     if again.outcome == "exactly":
