@@ -142,10 +142,10 @@ def comparison(again: Again) -> str:
         lines.append(f"{name:{width}}  {figure(score.value, 4):>10}  {figure(now, 4):>10}")
     if again.before.config_sha256 != again.now.config_sha256:
         lines.append("The configuration is not the same.")
-    for name, before in again.before.hashes.items():
-        now = again.now.hashes.get(name)
-        if name != "student_after" and now != before:
-            lines.append(f"The hash of {name} is not the same: {before[:12]}, now {str(now)[:12]}.")
+    for what, before in again.before.hashes.items():
+        found = again.now.hashes.get(what, "none")
+        if what != "student_after" and found != before:
+            lines.append(f"The hash of {what} is not the same: {before[:12]}, now {found[:12]}.")
     if again.before.hardware != again.now.hardware:
         lines.append(f"The row is from {again.before.hardware}, and this is {again.now.hardware}.")
     if again.outcome == "exactly":
