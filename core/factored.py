@@ -6,7 +6,7 @@ the Triton kernels of :mod:`distillzoo.core.kernels` take over what they can; wh
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -42,8 +42,10 @@ class Head:
         bias: ``[V']`` or none.
         size: V, the number of columns in use.
         holes: ids below ``size`` that hold no token; their logits are ``-inf``.
-        sparse_gradient: whether the weight's gradient from a gather is a sparse tensor with the rows of the asked
-            tokens. Whoever sets it makes it dense where the optimiser needs that; autograd adds it to a dense one.
+        sparse_gradient: whether the weight's gradient comes as cheaply as it can: from a gather as a sparse tensor with
+            the rows of the asked tokens, from the whole vocabulary straight into the weight's ``grad``, without a
+            tensor ``[V', D]`` of its own. Whoever sets it makes the sparse one dense where the optimiser needs that
+            (autograd adds it to a dense one), and calls ``backward``, not ``autograd.grad``.
     """
 
     weight: Float[Tensor, "V_ D"]
@@ -102,7 +104,7 @@ def _kernels_on(device: torch.device) -> ModuleType | None:
 def _logits(hidden: Tensor, used: Head) -> Tensor:
     logits = _product(hidden, used.weight)
     if used.bias is not None:
-        logits = logits + used.bias
+        logits += used.bias
     if used.holes is not None and len(used.holes):
         logits.index_fill_(1, used.holes, float("-inf"))
     return logits
@@ -132,7 +134,8 @@ class _HeadFunction(torch.autograd.Function):
         used, dtype = Head(weight, bias, ctx.size, ctx.holes).used(ctx.dtype), ctx.dtype
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight) if wants_weight else None
+        own = _own_gradient(weight) if wants_weight and ctx.direct else None
+        d_weight = torch.zeros_like(weight) if wants_weight and own is None else own
         d_bias = torch.zeros_like(bias) if wants_bias else None
         for rows in chunks:
             states = hidden[rows].to(dtype)
@@ -146,24 +149,40 @@ class _HeadFunction(torch.autograd.Function):
                 d_weight[: ctx.size] += low.T @ states
             if d_bias is not None:
                 d_bias[: ctx.size] += grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(d_bias.dtype)
-        return d_hidden, d_weight, d_bias
+            del grad, low  # before the next chunk's are made
+        return d_hidden, d_weight if own is None else None, d_bias
+
+
+def _own_gradient(weight: Tensor) -> Tensor | None:
+    """The weight's ``grad``, made if there is none; nothing where only autograd can add to it.
+
+    What a function returns for a weight that is tied to the embedding waits in memory, beside the activations, until
+    the backward pass has come to the embedding.
+    """
+    if not weight.is_leaf or weight._backward_hooks:  # hooks are to see what is added
+        return None
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad if weight.grad.layout == torch.strided else None
 
 
 def _remember(ctx: Any, head: Head, hidden: Tensor, *extra: Tensor) -> None:
     ctx.save_for_backward(hidden, head.weight, head.bias, *extra)
-    ctx.size, ctx.holes, ctx.dtype = head.size, head.holes, compute_dtype(hidden)
+    ctx.size, ctx.holes, ctx.dtype, ctx.direct = head.size, head.holes, compute_dtype(hidden), head.sparse_gradient
 
 
 class _LogSumExp(_HeadFunction):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, step: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, step: int, part: int
+    ) -> Tensor:
         dtype = compute_dtype(hidden)
         used = head.used(dtype)
         kernels = _kernels(dtype, hidden, weight, bias)
         if kernels is not None:
             result: Tensor = kernels.logsumexp(hidden.to(dtype), used.weight, used.size, used.bias, used.holes)
         else:
-            result = torch.cat([_logits(part.to(dtype), used).logsumexp(1) for part in hidden.split(step)])
+            result = torch.cat([_reduced(_logits(states.to(dtype), used), part) for states in hidden.split(step)])
         _remember(ctx, head, hidden, result)
         ctx.step = step
         return result
@@ -185,7 +204,12 @@ class _LogSumExp(_HeadFunction):
             )
             return chunk
 
-        return (*_HeadFunction.backpropagate(ctx, chunks, softmax), None, None)
+        return (*_HeadFunction.backpropagate(ctx, chunks, softmax), None, None, None)
+
+
+def _reduced(logits: Tensor, step: int) -> Tensor:
+    """logsumexp of each row; torch makes a copy of what it is given, so it gets ``step`` rows at a time."""
+    return torch.cat([rows.logsumexp(1) for rows in logits.split(step)])
 
 
 class _Rowwise(_HeadFunction):
@@ -199,11 +223,11 @@ class _Rowwise(_HeadFunction):
         fn: Callable[..., Tensor],
         other: Callable[[Tensor], Tensor] | None,
         chunks: list[Tensor],
+        step: int,
     ) -> Tensor:
         _remember(ctx, head, hidden)
-        ctx.fn, ctx.other, ctx.chunks = fn, other, chunks
-        parts = [_apply(fn, head.logits(hidden[rows]), other, rows) for rows in chunks]
-        return torch.cat(parts)
+        ctx.fn, ctx.other, ctx.chunks, ctx.step = fn, other, chunks, step
+        return torch.cat([_values(fn, head.logits(hidden[rows]), other, rows, step) for rows in chunks])
 
     @staticmethod
     @once_differentiable
@@ -212,16 +236,34 @@ class _Rowwise(_HeadFunction):
 
         def gradient(rows: Tensor, states: Tensor, used: Head) -> Tensor:
             logits = _logits(states, used)
-            with torch.enable_grad():
-                leaf = logits.requires_grad_()
-                value = _apply(ctx.fn, leaf, ctx.other, rows)
-            return torch.autograd.grad(value, leaf, grad[rows])[0]
+            parts = _arguments(logits, ctx.other, rows, ctx.step)
+            for (part, *theirs), slope in zip(parts, grad[rows].split(ctx.step), strict=True):
+                with torch.enable_grad():
+                    leaf = part.detach().requires_grad_()
+                    value = ctx.fn(leaf, *theirs)
+                part.copy_(torch.autograd.grad(value, leaf, slope)[0])  # the logits are not needed any more
+            return logits
 
-        return (*_HeadFunction.backpropagate(ctx, ctx.chunks, gradient), None, None, None, None)
+        return (*_HeadFunction.backpropagate(ctx, ctx.chunks, gradient), None, None, None, None, None)
 
 
-def _apply(fn: Callable[..., Tensor], logits: Tensor, other: Callable[[Tensor], Tensor] | None, rows: Tensor) -> Tensor:
-    return fn(logits) if other is None else fn(logits, other(rows))
+def _values(
+    fn: Callable[..., Tensor],
+    logits: Tensor,
+    other: Callable[[Tensor], Tensor] | None,
+    rows: Tensor,
+    step: int,
+) -> Tensor:
+    return torch.cat([fn(*part) for part in _arguments(logits, other, rows, step)])
+
+
+def _arguments(
+    logits: Tensor, other: Callable[[Tensor], Tensor] | None, rows: Tensor, step: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """What a row function gets of a chunk, ``step`` rows at a time."""
+    if other is None:
+        return zip(logits.split(step))
+    return zip(logits.split(step), other(rows).split(step), strict=True)
 
 
 class _Gather(torch.autograd.Function):
@@ -316,10 +358,15 @@ def _parts(pairs: int, width: int) -> list[slice]:
     return [slice(begin, begin + step) for begin in range(0, pairs, step)]
 
 
-def head_logsumexp(hidden: Float[Tensor, "N D"], head: Head, block_elements: int) -> Float[Tensor, "N"]:
-    """log sum over the vocabulary of exp z, in chunks of at most ``block_elements`` logits."""
-    step = max(1, block_elements // max(1, head.size))
-    return _LogSumExp.apply(hidden, head.weight, head.bias, head, step)  # type: ignore[no-any-return]
+def head_logsumexp(
+    hidden: Float[Tensor, "N D"], head: Head, block_elements: int, part_elements: int
+) -> Float[Tensor, "N"]:
+    """log sum over the vocabulary of exp z, in chunks of at most ``block_elements`` logits.
+
+    A copy is made of at most ``part_elements`` at a time.
+    """
+    step, part = (max(1, elements // max(1, head.size)) for elements in (block_elements, part_elements))
+    return _LogSumExp.apply(hidden, head.weight, head.bias, head, step, part)  # type: ignore[no-any-return]
 
 
 def head_rowwise(
@@ -328,11 +375,17 @@ def head_rowwise(
     fn: Callable[..., Tensor],
     other: Callable[[Tensor], Tensor] | None,
     chunks: list[Tensor],
+    part_elements: int,
 ) -> Float[Tensor, "N"]:
-    """``fn`` over each chunk of rows; ``other(rows)`` gives the second argument where there is one."""
+    """``fn`` over each chunk of rows, at most ``part_elements`` logits at a time.
+
+    ``other(rows)`` gives the second argument where there is one. Products with the head are as large as the chunks;
+    what ``fn`` leaves in memory is as large as a part.
+    """
     if not chunks:
         return hidden.sum(1)
-    return _Rowwise.apply(hidden, head.weight, head.bias, head, fn, other, chunks)  # type: ignore[no-any-return]
+    step = max(1, part_elements // max(1, head.size))
+    return _Rowwise.apply(hidden, head.weight, head.bias, head, fn, other, chunks, step)  # type: ignore[no-any-return]
 
 
 def gather_pairs(

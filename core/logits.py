@@ -11,7 +11,13 @@ from torch import Tensor
 from distillzoo.core.factored import Head, gather_pairs, head_logsumexp, head_rowwise
 
 BLOCK_ELEMENTS: Final = 1 << 24
-"""Logits that a vocabulary-wide reduction holds at a time on a CPU: 64 MiB in float32."""
+"""Logits that a vocabulary-wide reduction holds at a time on a CPU, of all its models: 64 MiB in float32.
+
+Products with the head want large blocks, since each reads the whole head.
+"""
+
+PART_ELEMENTS: Final = 1 << 19
+"""Of a block, logits that a function of rows gets at a time on a CPU: it makes a handful of tensors of that size."""
 
 WIDE_BLOCK_ELEMENTS: Final = 1 << 27
 """The same on a GPU, where small products leave it idle: 512 MiB."""
@@ -20,16 +26,21 @@ BLOCK_SHARE: Final = 1 / 16
 """Of a GPU's free memory that such a block may take; a few of them live at a time."""
 
 
-def block_elements(device: torch.device) -> int:
-    """Logits that a vocabulary-wide reduction holds at a time; fewer where a GPU's memory is short.
+def block_elements(device: torch.device, views: int = 1) -> int:
+    """Logits that a vocabulary-wide reduction of so many views holds at a time of each.
 
-    The last bits of a gradient depend on it.
+    Fewer where a GPU's memory is short. The last bits of a gradient depend on it.
     """
     if device.type != "cuda":
-        return BLOCK_ELEMENTS
+        return BLOCK_ELEMENTS // views
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + cached
     return max(1, min(WIDE_BLOCK_ELEMENTS, int(BLOCK_SHARE * free) // 4))
+
+
+def part_elements(device: torch.device) -> int:
+    """Of a block's logits, those that a function of rows gets at a time."""
+    return block_elements(device) if device.type == "cuda" else PART_ELEMENTS
 
 
 RowFunction = Callable[..., Tensor]
@@ -86,9 +97,9 @@ class LogitView(ABC):
             return self.logsumexp()
         return self.rowwise(lambda z: (z / temperature).logsumexp(1))
 
-    def chunks(self) -> list[Tensor]:
-        """Row numbers, cut so that a block stays within ``block_elements``."""
-        step = max(1, block_elements(self.device) // max(1, self.size))
+    def chunks(self, views: int = 1) -> list[Tensor]:
+        """Row numbers, cut so that a block of each of so many views stays within ``block_elements``."""
+        step = max(1, block_elements(self.device, views) // max(1, self.size))
         return list(torch.arange(self.rows, device=self.device).split(step)) if self.rows else []
 
     @torch.no_grad()
@@ -184,13 +195,17 @@ class FactoredLogits(LogitView):
         if rows is not None and self._logsumexp is not None:
             return self._logsumexp[rows]
         if rows is not None:
-            return head_logsumexp(self.hidden[rows], self.head, block_elements(self.device))
+            return self._reduced(self.hidden[rows])
         if self._logsumexp is None:  # several terms may need it; the vocabulary is read once
-            self._logsumexp = head_logsumexp(self.hidden, self.head, block_elements(self.device))
+            self._logsumexp = self._reduced(self.hidden)
         return self._logsumexp
 
+    def _reduced(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M"]:
+        return head_logsumexp(hidden, self.head, block_elements(self.device), part_elements(self.device))
+
     def rowwise(self, fn: RowFunction, other: LogitView | None = None) -> Float[Tensor, "N"]:
-        return head_rowwise(self.hidden, self.head, fn, None if other is None else other.block, self.chunks())
+        theirs, chunks = (None, self.chunks()) if other is None else (other.block, self.chunks(views=2))
+        return head_rowwise(self.hidden, self.head, fn, theirs, chunks, part_elements(self.device))
 
     @torch.no_grad()
     def block(self, rows: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:

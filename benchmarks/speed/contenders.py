@@ -140,6 +140,8 @@ def ours(
             result = module(asked)
         assert isinstance(result, StepResult)
         (result.loss / result.rows).backward()
+        if isinstance(module, _WithoutBody):
+            module.given.grad = None
 
     return step
 
@@ -156,11 +158,10 @@ class _WithoutBody(Distillation):
         states: Tensor,
     ) -> None:
         super().__init__(student, subset, objective, extraction)
-        self._given = states.requires_grad_()
+        self.given = states.requires_grad_()
 
     def _states(self, batch: Batch, table: Transitions) -> Tensor:
-        self._given.grad = None
-        return self._given
+        return self.given
 
 
 def _trl(work: Workload) -> Step:

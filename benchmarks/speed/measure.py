@@ -1,5 +1,7 @@
 """Timing contenders in turn, and the memory that each takes."""
 
+import gc
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,12 +96,14 @@ def _wait(device: torch.device) -> None:
 
 def peak_memory(step: Step, device: torch.device) -> int:
     """Most bytes that a step holds at a time, beyond what was there before it."""
+    gc.collect()  # garbage of earlier steps is not to be freed, and taken off, in this one
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it reports each start and stop; read at the first profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]

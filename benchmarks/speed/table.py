@@ -42,10 +42,10 @@ def facts(work: Workload, rounds: int, peak: float) -> dict[str, Any]:
 
 def print_table(result: Mapping[str, Any], timings: Mapping[str, Timing]) -> None:
     """One line a step."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("step", no_wrap=True)
-    for head in ("s", "to sft", "quartiles", "to body", "head and loss, %", "of peak, %", "tokens/s", "memory, MiB"):
-        table.add_column(head, justify="right", no_wrap=head == "quartiles")
+    for head in ("s", "to\nsft", "quartiles", "to\nbody", "head,\n%", "peak,\n%", "tokens\n/s", "MiB"):
+        table.add_column(head, justify="right", no_wrap=True)
     body = timings[BODY].seconds if BODY in timings else None
     for name, timing in timings.items():
         whole = not name.startswith(PARTS)
@@ -65,8 +65,9 @@ def print_table(result: Mapping[str, Any], timings: Mapping[str, Timing]) -> Non
     console.print(
         f"{result['shape']} on {result['device']}, {result['dtype']}: {result['sequences']} sequences, "
         f"{result['tokens']:,} tokens, {result['response_tokens']:,} of them responses; sets of "
-        f"{result['subset']['mean_size']:.1f} tokens; medians of {result['rounds']} rounds. Memory is the most beyond "
-        f"weights and gradients; the peak is the rate of a large matrix product."
+        f"{result['subset']['mean_size']:.1f} tokens; medians of {result['rounds']} rounds. head: the share of head "
+        f"and loss; peak: operations, of those of a large matrix product in the time; MiB: the most beyond weights and "
+        f"gradients."
     )
 
 

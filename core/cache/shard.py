@@ -10,9 +10,10 @@ Columns, one row a trajectory:
 | given | uint32 | as in a trajectory |
 | logprobs | list of float32, may be null | as in a trajectory |
 | counts | list of uint32 (uint8, uint16 where it fits) | size of the set at each action after the ``given`` ones |
-| unary, remainders | binary | the ids of the sets, rising within a set; see ``coding`` |
 | mass | list of uint16 | teacher probability of each set, in units of 1 / 65,535, rounded up |
-| codes | binary | a byte a token of a set, in the same order; ``coding.LEVELS`` has their log-probabilities |
+| least | list of uint8 | code of the least log-probability of each set, the largest code; ``coding.LEVELS`` has them |
+| unary, remainders | binary | gaps of the rising ids of all sets, then the codes below ``least``; see ``coding`` |
+| gap_order, code_order | uint8 | orders of their codes |
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillzoo.core.cache.coding import LEVELS, Bytes, Ints, packed_ids, quantised, unpacked_ids
+from distillzoo.core.cache.coding import LEVELS, Bytes, Ints, gaps, ids_of, order, packed, quantised, unpacked
 from distillzoo.core.trajectories import Completion, Trajectory
 
 UNITS: Final = (1 << 16) - 1
@@ -52,7 +53,7 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory], sets: Sequence[S
     ids = pa.uint16() if size <= 1 << 16 else pa.uint32()
     widest = max((int(s.counts.max()) for s in sets if len(s.counts)), default=0)
     count = pa.uint8() if widest < 1 << 8 else pa.uint16() if widest < 1 << 16 else pa.uint32()
-    coded = [_coded(s, size) for s in sets]
+    coded = [_coded(s) for s in sets]
     table = pa.table(
         {
             "prompt": pa.array([t.prompt for t in trajectories], pa.list_(ids)),
@@ -64,9 +65,11 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory], sets: Sequence[S
             "logprobs": pa.array([t.response.logprobs for t in trajectories], pa.list_(pa.float32())),
             "mass": pa.array([_masses(s) for s in sets], pa.list_(pa.uint16())),
             "counts": pa.array([s.counts.numpy() for s in sets], pa.list_(count)),
-            "unary": pa.array([c[0] for c in coded], pa.binary()),
-            "remainders": pa.array([c[1] for c in coded], pa.binary()),
-            "codes": pa.array([c[2] for c in coded], pa.binary()),
+            "least": pa.array([c.least for c in coded], pa.list_(pa.uint8())),
+            "unary": pa.array([c.unary.tobytes() for c in coded], pa.binary()),
+            "remainders": pa.array([c.remainders.tobytes() for c in coded], pa.binary()),
+            "gap_order": pa.array([c.gap_order for c in coded], pa.uint8()),
+            "code_order": pa.array([c.code_order for c in coded], pa.uint8()),
         }
     ).combine_chunks()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -80,11 +83,25 @@ def _masses(sets: Sets) -> NDArray[np.uint16]:
     return np.clip(units, 1, UNITS).astype(np.uint16)
 
 
-def _coded(sets: Sets, size: int) -> tuple[bytes, bytes, bytes]:
+@dataclass(frozen=True)
+class _Coded:
+    """The columns of a row that hold its sets' tokens."""
+
+    least: Bytes
+    unary: Bytes
+    remainders: Bytes
+    gap_order: int
+    code_order: int
+
+
+def _coded(sets: Sets) -> _Coded:
     counts, actions = sets.counts.numpy().astype(np.int64), sets.actions.numpy().astype(np.int64)
-    order = np.lexsort((actions, np.repeat(np.arange(len(counts)), counts)))
-    unary, remainders = packed_ids(actions[order], counts, size)
-    return unary.tobytes(), remainders.tobytes(), quantised(sets.logprobs.numpy()[order]).tobytes()
+    rising = np.lexsort((actions, np.repeat(np.arange(len(counts)), counts)))
+    codes = quantised(sets.logprobs.numpy()[rising])
+    least = np.maximum.reduceat(codes, np.cumsum(counts) - counts) if len(counts) else codes
+    gap, below = gaps(actions[rising], counts), (np.repeat(least, counts) - codes).astype(np.int64)
+    orders = order(gap), order(below)
+    return _Coded(least, *packed(np.concatenate([gap, below]), np.repeat(orders, len(codes))), *orders)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,12 +119,12 @@ class Cached(Trajectory):
 class Shard:
     """The trajectories of one file, decoded one by one when asked."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path) -> None:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         column = {name: table[name].chunk(0) for name in table.column_names}  # written in one piece
-        self._size = size
-        self._counts, self._mass = _lists(column["counts"]), _lists(column["mass"])
-        self._unary, self._remainders, self._codes = (_binaries(column[n]) for n in ("unary", "remainders", "codes"))
+        self._counts, self._mass, self._least = (_lists(column[name]) for name in ("counts", "mass", "least"))
+        self._unary, self._remainders = _binaries(column["unary"]), _binaries(column["remainders"])
+        self._orders = np.stack([column["gap_order"].to_numpy(), column["code_order"].to_numpy()], 1).astype(np.int64)
         self._facts = column
 
     def __len__(self) -> int:
@@ -135,9 +152,9 @@ class Shard:
     def sets(self, row: int) -> Sets:
         """The sets of a trajectory, a token of lower id first among those of equal code."""
         counts: Ints = self._counts(row).astype(np.int64)
-        ids = unpacked_ids(self._unary(row), self._remainders(row), counts, self._size)
-        codes = self._codes(row)
         state = np.repeat(np.arange(len(counts)), counts)
+        values = unpacked(self._unary(row), self._remainders(row), np.repeat(self._orders[row], len(state)))
+        ids, codes = ids_of(values[: len(state)], counts), self._least(row)[state] - values[len(state) :]
         order = np.lexsort((codes, state))
         logprobs, mass = LEVELS[codes[order]], self._mass(row).astype(np.float32) / UNITS
         if len(counts):  # what is listed must sum to the mass, also after rounding

@@ -16,7 +16,7 @@ from distillzoo.core.errors import UserError, cannot, explain
 from distillzoo.core.files import write_whole
 from distillzoo.core.trajectories import Trajectory
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 MANIFEST: Final = "manifest.json"
 
@@ -196,7 +196,7 @@ class TeacherCache:
     def _shard(self, facts: ShardFacts) -> Shard:
         path = self.folder / facts.file
         try:
-            return Shard(path, self.size)
+            return Shard(path)
         except OSError as error:
             raise cannot("read", path, error) from None
         except (pa.ArrowInvalid, KeyError) as error:

@@ -55,6 +55,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_dense_and_factored_agree_in_value_and_gradient(parts, name, bias, block, monkeypatch):
     monkeypatch.setattr(logits_module, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(logits_module, "PART_ELEMENTS", 3 * V)  # of the seven rows: parts of 3, 3 and 1
     weights = torch.linspace(0.5, 2.0, 3 if name == "logsumexp of rows" else N, dtype=torch.float64)
     leaves = [parts["hidden"], parts["weight"], *([parts["bias"]] if bias else [])]
     results = []
@@ -72,6 +73,43 @@ def test_gradcheck(parts, name):
     assert torch.autograd.gradcheck(
         lambda h, w, b: OPERATIONS[name](factored({"hidden": h, "weight": w, "bias": b})), tuple(parts.values())
     )
+
+
+def direct(parts: dict[str, Tensor]) -> FactoredLogits:
+    return FactoredLogits(parts["hidden"], Head(parts["weight"], parts["bias"], V, sparse_gradient=True))
+
+
+@pytest.mark.parametrize("there", [None, torch.ones(V + 3, D, dtype=torch.float64)], ids=["no gradient yet", "added"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_cheap_gradient_of_the_weight_is_the_gradient(parts, name, there):
+    """Also of a weight that is the embedding too: ``hidden`` depends on it."""
+    found = []
+    for make in (factored, direct):
+        leaves = {k: v.detach().clone().requires_grad_() for k, v in parts.items()}
+        leaves["weight"].grad = None if there is None else there.clone()
+        OPERATIONS[name](make(leaves | {"hidden": leaves["hidden"] + leaves["weight"][:N]})).sum().backward()
+        found.append({k: v.grad.to_dense() for k, v in leaves.items() if v.grad is not None})
+    for k, wanted in found[0].items():
+        torch.testing.assert_close(found[1][k], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_over_the_whole_vocabulary_it_is_added_to_the_one_that_is_there(parts):
+    before = parts["weight"].grad = torch.zeros_like(parts["weight"])
+    hidden = parts["hidden"] * 1
+    hidden.register_hook(lambda grad: passed.append(before.abs().sum().item()))
+    passed: list[float] = []
+    view = direct(parts | {"hidden": hidden})
+    (view.logsumexp().sum() + view.rowwise(entropy).sum()).backward()
+    assert parts["weight"].grad is before
+    assert passed == [before.abs().sum().item()], "it is whole before the body's backward pass begins"
+    assert passed[0] > 0
+
+
+def test_a_hook_on_the_weight_sees_its_gradient(parts):
+    seen: list[Tensor] = []
+    parts["weight"].register_hook(seen.append)
+    direct(parts).logsumexp().sum().backward()
+    torch.testing.assert_close(seen[0], parts["weight"].grad)
 
 
 @pytest.mark.parametrize("make", [dense, factored])
@@ -147,6 +185,24 @@ def test_nothing_of_shape_n_by_v_is_ever_built(monkeypatch):
         view = FactoredLogits(hidden, Head(weight, None, v))
         (view.logsumexp() + view.gather(actions).sum(1) + view.rowwise(entropy) + view.max()).sum().backward()
     assert largest.numbers < n * v // 4
+
+
+def test_a_function_of_rows_gets_no_more_than_a_part(parts, monkeypatch):
+    monkeypatch.setattr(logits_module, "PART_ELEMENTS", 2 * V)
+    seen: list[int] = []
+    factored(parts).rowwise(lambda z: seen.append(len(z)) or entropy(z)).sum().backward()
+    assert seen == 2 * [2, 2, 2, 1], "in the forward pass and in the backward one"
+
+
+def test_two_views_share_what_a_reduction_may_hold(parts, monkeypatch):
+    monkeypatch.setattr(logits_module, "BLOCK_ELEMENTS", 6 * V)
+    asked: list[int] = []
+    other = dense(parts)
+    block = other.block
+    monkeypatch.setattr(other, "block", lambda rows: asked.append(len(rows)) or block(rows))
+    with torch.no_grad():
+        factored(parts).rowwise(lambda mine, theirs: (mine * theirs).sum(1), other)
+    assert asked == [3, 3, 1]
 
 
 def test_bfloat16_inputs_sum_in_float32():

@@ -72,6 +72,23 @@ def test_what_is_put_in_comes_back(tmp_path, size):
             assert ((logprobs - exact).abs() <= bound).all(), "both fall within a set"
 
 
+def test_sets_like_those_of_text_take_few_bytes(tmp_path):
+    """Ids and probabilities by Zipf's law, cut at 64; the bound is that of the issue for all that is stored."""
+    generator, size, states = np.random.default_rng(0), 49_152, 2000
+    zipf = 1 / np.arange(5, size + 5)
+    counts = np.minimum(generator.geometric(1 / 36, states), 64)
+    actions = [generator.choice(size, k, replace=False, p=zipf / zipf.sum()) for k in counts]
+    probs = [1 / np.arange(1, k + 1) for k in counts]
+    logprobs = np.concatenate([np.log(0.8 * p / p.sum()) for p in probs]).astype(np.float32)
+    mass = np.full(states, 0.8, dtype=np.float32)
+    theirs = Sets(*map(torch.from_numpy, (counts, np.concatenate(actions), logprobs, mass)))
+    row = Trajectory([1] * 100, Completion(generator.integers(size, size=states).tolist(), True), "teacher")
+    cache = TeacherCache.begin(tmp_path, KEY, size).add([row], [theirs]).finish()
+    assert cache.entries / states > 25
+    assert cache.bytes / cache.entries < 2.75
+    assert cache.bytes / states < 70
+
+
 def test_what_a_killed_build_leaves_is_gone_on_with(tmp_path):
     rows, theirs = content()
     TeacherCache.begin(tmp_path, KEY, 300).add(rows, theirs)
@@ -122,10 +139,11 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 def test_another_format_is_refused(tmp_path):
     TeacherCache.begin(tmp_path, KEY, 300)
     facts = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(UserError, match="has the format 99, and this distillzoo reads 1"):
-        TeacherCache.open(tmp_path)
-    for damaged in ({"format": 1}, [], {**facts, "shards": [{"file": "x"}]}):
+    for other in (1, 99):
+        (tmp_path / MANIFEST).write_text(json.dumps({**facts, "format": other}))
+        with pytest.raises(UserError, match=f"has the format {other}, and this distillzoo reads 2. Build it anew"):
+            TeacherCache.open(tmp_path)
+    for damaged in ({"format": 2}, [], {**facts, "shards": [{"file": "x"}]}):
         (tmp_path / MANIFEST).write_text(json.dumps(damaged))
         with pytest.raises(UserError):
             TeacherCache.open(tmp_path)
