@@ -2,14 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from distillzoo.core.config import Column
+from distillzoo.core.config import Column, assignments, merge
 from distillzoo.core.errors import UserError, explain, suggest
 from distillzoo.core.recipe import read_yaml
 from distillzoo.core.registry import Registry
@@ -20,6 +20,9 @@ INPUT: Final = re.compile(r"input:([a-z0-9-]+)")
 
 PAIR_NAME: Final = re.compile(r"[a-z0-9.]+(-[a-z0-9.]+)*")
 """A pair's name is part of a folder's."""
+
+OVER_THE_SUITE: Final = "suite."
+"""How a setting begins that changes the benchmark itself, not the configuration of its cells."""
 
 
 class _Section(BaseModel):
@@ -136,16 +139,23 @@ class Benchmark(_Section):
         return self
 
     @classmethod
-    def read(cls, path: Path) -> "Benchmark":
+    def read(cls, path: Path, changes: Sequence[str] = ()) -> "Benchmark":
         """Read and validate a benchmark's file.
+
+        Args:
+            path: the file.
+            changes: ``FIELD=VALUE`` settings over it; those that begin with ``suite.`` are taken.
 
         Raises:
             UserError: the file is missing, is no YAML mapping, or a field is wrong.
         """
+        own = tuple(one.removeprefix(OVER_THE_SUITE) for one in changes if one.startswith(OVER_THE_SUITE))
+        tree = merge(read_yaml(path), assignments(own))
         try:
-            return cls.model_validate(read_yaml(path))
+            return cls.model_validate(tree)
         except ValidationError as error:
-            raise UserError(f"Benchmark '{path}': {explain(error, '', cls.model_fields)}") from None
+            where = f"Benchmark '{path}'" + (f" with --set {', '.join(own)}" if own else "")
+            raise UserError(f"{where}: {explain(error, '', cls.model_fields)}") from None
 
     def given(self, values: Mapping[str, str]) -> dict[str, str]:
         """The inputs' values: those given, else the defaults. Files are named by absolute paths.
@@ -189,10 +199,10 @@ def renamed(tree: Any, names: Mapping[str, str]) -> Any:
     return names.get(tree, tree) if isinstance(tree, str) else tree
 
 
-def benchmark_of(registry: Registry, name: str) -> tuple[Benchmark, Path]:
+def benchmark_of(registry: Registry, name: str, changes: Sequence[str] = ()) -> tuple[Benchmark, Path]:
     """A registered benchmark and its file; raises as ``Registry.get`` and ``Benchmark.read``."""
     path = Path(registry.get("benchmark", name))
-    return Benchmark.read(path), path
+    return Benchmark.read(path, changes), path
 
 
 def sha256_of(path: Path) -> str:

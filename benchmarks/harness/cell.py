@@ -68,7 +68,7 @@ def configuration(
         {"evaluate": evaluate, "curve": curve, "seed": cell.seed, "device": cell.device, **own},
     ):
         flags = merge(flags, with_inputs(tree, cell.inputs))
-    return resolve(registry, algo=cell.algo, flags=flags, sets=cell.changes, settings=benchmark.settings)
+    return resolve(registry, algo=cell.algo, flags=flags, sets=cell.run_changes, settings=benchmark.settings)
 
 
 def must_resolve(cell: Cell, benchmark: Benchmark, registry: Registry) -> None:
@@ -101,7 +101,7 @@ def run_cell(folder: Path, out: Path) -> Row:
 
 def failed(cell: Cell, error: str) -> Row:
     """The row of a cell that did not end well."""
-    return Row(**_facts(cell, Benchmark.read(Path(cell.file)), {}, {}, {}), status="failed", error=error)
+    return Row(**_facts(cell, cell.benchmark, {}, {}, {}), status="failed", error=error)
 
 
 def _trained(cell: Cell, folder: Path, out: Path) -> Row:
@@ -114,7 +114,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
 
     silence_libraries()
     start = time.perf_counter()
-    registry, benchmark = installed(), Benchmark.read(Path(cell.file))
+    registry, benchmark = installed(), cell.benchmark
     pair = Pair.model_validate(with_inputs(benchmark.pairs[cell.pair].model_dump(), cell.inputs))
     models = models_of(cell, benchmark, registry, pair, out / "shared")
     config = configuration(cell, benchmark, registry, pair, models)

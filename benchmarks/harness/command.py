@@ -16,6 +16,17 @@ def _names(context: Any, parameter: Any, value: str | None) -> list[str]:
     return [] if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
+def inputs_given(context: Any, parameter: Any, values: tuple[str, ...]) -> dict[str, str]:
+    """What ``--input NAME=VALUE`` says, as a callback of click."""
+    found = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise UserError(f"--input {text!r} should read NAME=VALUE, for example train=train.jsonl.")
+        found[name] = value
+    return found
+
+
 @click.command()
 @click.argument("suite")
 @click.option("--algos", callback=_names, metavar="A,B", help="Recipes.  [default: all]")
@@ -24,10 +35,19 @@ def _names(context: Any, parameter: Any, value: str | None) -> list[str]:
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 0 to N - 1.  [default: the suite's]")
 @click.option("--seed", "single", type=click.IntRange(0), multiple=True, metavar="N", help="Only this seed.")
 @click.option(
-    "--input", "inputs", multiple=True, metavar="NAME=VALUE", help="A path or hub id that the suite asks for."
+    "--input",
+    "inputs",
+    multiple=True,
+    callback=inputs_given,
+    metavar="NAME=VALUE",
+    help="A path or hub id that the suite asks for.",
 )
 @click.option(
-    "--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Over the suite's; makes another suite of it."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Over a cell's settings, or the suite's own: suite.FIELD=VALUE. Makes another suite of it.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the matrix.  [default: bench/SUITE]")
 @click.option("--resume", is_flag=True, help="Go on: what is done is skipped, what failed is run again.")
@@ -43,7 +63,7 @@ def run(
     pairs: list[str],
     seeds: int | None,
     single: tuple[int, ...],
-    inputs: tuple[str, ...],
+    inputs: dict[str, str],
     sets: tuple[str, ...],
     out: Path | None,
     resume: bool,
@@ -62,21 +82,21 @@ def run(
 
     registry = installed()
     with loading(quiet):
-        from distillzoo.benchmarks.harness.benchmark import benchmark_of
+        from distillzoo.benchmarks.harness.benchmark import OVER_THE_SUITE, benchmark_of
         from distillzoo.benchmarks.harness.cell import must_resolve
         from distillzoo.benchmarks.harness.executors import chosen_executor
         from distillzoo.benchmarks.harness.matrix import RESULTS, run_matrix
         from distillzoo.benchmarks.harness.plan import plan
         from distillzoo.benchmarks.harness.view import View
-    benchmark, file = benchmark_of(registry, suite)
-    given = _given(inputs)
+    benchmark, file = benchmark_of(registry, suite, sets)
     if seeds is not None and single:
         raise UserError("--seeds and --seed exclude each other.")
     with tempfile.TemporaryDirectory() as temporary:
         if dry_run:
             from distillzoo.benchmarks.harness.dry_run import miniature, write
 
-            small, given = miniature(benchmark, Path(temporary), given)
+            small, inputs = miniature(benchmark, Path(temporary), inputs)
+            sets = tuple(one for one in sets if not one.startswith(OVER_THE_SUITE))  # they are in the miniature
             benchmark, file = small, write(small, Path(temporary) / f"{suite}.yaml")
             out = out or Path(temporary) / "matrix"
         cells = plan(
@@ -87,7 +107,7 @@ def run(
             subsets=subsets,
             pairs=pairs,
             seeds=single or range(1 if dry_run and seeds is None else seeds or benchmark.seeds),
-            inputs=benchmark.given(given),
+            inputs=benchmark.given(inputs),
             changes=sets,
             device=device,
             file=file,
@@ -111,13 +131,3 @@ def run(
         click.echo(f"page    distillzoo leaderboard build {os.path.relpath(target / RESULTS)} --out site")
     if standing.failed:
         sys.exit(1)
-
-
-def _given(inputs: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for text in inputs:
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
-            raise UserError(f"--input {text!r} should read NAME=VALUE, for example train=train.jsonl.")
-        found[name] = value
-    return found

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from distillzoo.benchmarks.harness.cell import CELL, ROW, failed
 from distillzoo.benchmarks.harness.executors import LOG, Executor
 from distillzoo.benchmarks.harness.plan import Cell
-from distillzoo.benchmarks.harness.row import Row, write_lines
+from distillzoo.benchmarks.harness.row import Row, parse_row, write_lines
 from distillzoo.core.errors import UserError
 from distillzoo.core.files import write_whole
 
@@ -107,7 +107,7 @@ def _done(folder: Path, cell: Cell) -> bool:
         )
     if not (folder / ROW).exists():
         return False
-    row = Row.model_validate_json((folder / ROW).read_text(encoding="utf-8"))
+    row = _read(folder / ROW)
     expected = failed(cell, "")
     same = ("suite_sha256", "recipe", "recipe_version")
     for name in same:
@@ -131,12 +131,22 @@ def _row(folder: Path, cell: Cell, status: int) -> Row:
         last = next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
         row = failed(cell, f"the process ended with status {status} and left no row; its last line: {last}")
         write_whole(path, row.model_dump_json(indent=1) + "\n")
-    return Row.model_validate_json(path.read_text(encoding="utf-8"))
+    return _read(path)
+
+
+def _read(path: Path) -> Row:
+    """A cell's row.
+
+    Raises:
+        UserError: the file is damaged or of another schema.
+    """
+    try:
+        return parse_row(path.read_text(encoding="utf-8", errors="replace"), f"'{path}'")
+    except UserError as error:
+        raise UserError(f"{error} Remove '{path.parent}' to run the cell again.") from None
 
 
 def _write_results(out: Path) -> None:
-    rows = [
-        Row.model_validate_json(path.read_text(encoding="utf-8")) for path in sorted((out / "cells").glob(f"*/{ROW}"))
-    ]
+    rows = [_read(path) for path in sorted((out / "cells").glob(f"*/{ROW}"))]
     rows.sort(key=lambda row: row.key)
     write_whole(out / RESULTS, write_lines(rows))

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from distillzoo.benchmarks.harness.benchmark import Benchmark, sha256_of
+from distillzoo.benchmarks.harness.benchmark import OVER_THE_SUITE, Benchmark, sha256_of
 from distillzoo.core.errors import UserError, suggest
 from distillzoo.core.registry import Registry
 
@@ -49,6 +49,16 @@ class Cell:
         return f"{self.pair} · {what} · seed {self.seed}"
 
     @property
+    def benchmark(self) -> Benchmark:
+        """The benchmark as it holds for the cell; raises as ``Benchmark.read``."""
+        return Benchmark.read(Path(self.file), self.changes)
+
+    @property
+    def run_changes(self) -> tuple[str, ...]:
+        """The settings over the configuration of its run."""
+        return tuple(change for change in self.changes if not change.startswith(OVER_THE_SUITE))
+
+    @property
     def folder(self) -> str:
         """Name of the cell's folder."""
         parts = (self.pair, self.algo, self.subset, f"seed{self.seed}")
@@ -59,8 +69,16 @@ class Cell:
 
     @classmethod
     def read(cls, path: Path) -> "Cell":
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**values, "changes": tuple(values["changes"])})
+        """The cell that ``to_json`` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "changes": tuple(values["changes"])})
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"'{path}' is no cell's file. Remove '{path.parent}' to run the cell again.") from None
 
 
 def plan(

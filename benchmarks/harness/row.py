@@ -12,9 +12,6 @@ from distillzoo.core.errors import UserError, cannot, explain
 SCHEMA: Final = 1
 """Version of the rows. A change that an old reader would misread raises it."""
 
-ONE_SEED: Final = "not a benchmark"
-"""Said of a figure that rests on a single seed."""
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

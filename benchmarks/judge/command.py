@@ -61,7 +61,7 @@ def judge(
     referee = Endpoint(endpoint, model, key)
     rows = chosen_rows(folder, seed)
     if decoding is None:
-        decoding = benchmark_of(installed(), rows[0].suite)[0].headline.decoding
+        decoding = benchmark_of(installed(), rows[0].suite, rows[0].changes)[0].headline.decoding
     found = contests(folder, rows, against, task, decoding, limit)
     with ledger(folder) as kept:
         kept.fill(found, referee, Reporter(quiet=False))

@@ -13,28 +13,33 @@ from distillzoo.core.files import write_whole
 from distillzoo.core.registry import Registry
 
 
-def build(results: Sequence[Path], out: Path, baseline: str | None, registry: Registry) -> list[Path]:
+def build(
+    results: Sequence[Path], out: Path, baseline: str | None, targets: Sequence[str], registry: Registry
+) -> list[Path]:
     """Write the page, the Markdown and the CSV of some ``results.jsonl``; the same rows give the same bytes.
 
     Args:
         results: the files.
         out: folder, made where it is missing.
         baseline: the algorithm that others are compared with; None for ``kd``, in the tables that have it.
+        targets: algorithms whose final score the others race for, beside those that the paper names.
         registry: where suites and metrics are looked up.
 
     Returns:
         The paths of the files.
 
     Raises:
-        UserError: a row is wrong or is there twice, or no table has the baseline.
+        UserError: a row is wrong or is there twice, or no table has the baseline or a target.
     """
     tables = tables_of(read_cells(results), registry)
     labels = [line.label for table in tables for line in table.lines]
-    if baseline is not None and baseline not in labels:
-        raise UserError(f"--baseline {baseline}: no row has that algorithm.{suggest(baseline, labels)}")
+    for option, names in (("--baseline", [] if baseline is None else [baseline]), ("--target", targets)):
+        for name in names:
+            if name not in labels:
+                raise UserError(f"{option} {name}: no row has that algorithm.{suggest(name, labels)}")
     chosen = baseline or DEFAULT_BASELINE
     texts = {
-        "index.html": page(tables, chosen, registry),
+        "index.html": page(tables, chosen, registry, targets),
         "leaderboard.md": markdown(tables, chosen),
         "leaderboard.csv": long_form(tables),
     }

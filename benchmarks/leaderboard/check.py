@@ -1,17 +1,20 @@
 """Whether a ``results.jsonl`` may be put beside others."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
-from distillzoo.benchmarks.harness.cell import config_hash
+from distillzoo.benchmarks.harness.cell import config_hash, configuration
+from distillzoo.benchmarks.harness.plan import Cell as Planned
 from distillzoo.benchmarks.harness.plan import suite_hash
 from distillzoo.benchmarks.harness.row import Row, parse_row
 from distillzoo.benchmarks.leaderboard.source import Cell
+from distillzoo.core.config import merge
 from distillzoo.core.errors import UserError, cannot, suggest
+from distillzoo.core.recipe import Recipe
 from distillzoo.core.registry import Registry
 
 Level = Literal["problem", "warning", "note"]
@@ -86,7 +89,7 @@ def _of_a_row(cell: Cell, registry: Registry) -> Iterator[Found]:
     if row.config.get("seed") != row.seed:
         yield "problem", f"seed is {row.seed}, and config.seed is {row.config.get('seed')!r}."
     if not isinstance(suite, str):
-        yield from _budget(row, suite)
+        yield from _settings(row, suite, registry)
         yield from _measured(row, suite)
 
 
@@ -107,16 +110,64 @@ def _suite(registry: Registry, row: Row) -> Benchmark | str:
     return suite
 
 
-def _budget(row: Row, suite: Benchmark) -> Iterator[Found]:
-    fixed = {**suite.run.get("train", {}), **suite.pairs[row.pair].run.get("train", {})}
-    train = row.config.get("train")
-    used = train if isinstance(train, dict) else {}
-    for name, value in fixed.items():
-        if used.get(name) != value:
-            yield "problem", f"config.train.{name} is {used.get(name)!r}, and the suite fixes {value!r}."
-    steps = fixed.get("max_steps")
+def _settings(row: Row, suite: Benchmark, registry: Registry) -> Iterator[Found]:
+    """The configuration is what the suite makes of the recipe. A cache of the teacher's sets changes no result."""
+    used = _leaves(row.config)
+    wanted = expected_settings(row, suite, registry)
+    whole = wanted is not None
+    fixed = _leaves(merge(suite.run, suite.pairs[row.pair].run) if wanted is None else wanted)
+    for name in sorted(fixed.keys() | (used.keys() if whole else set())):
+        if name != "teacher_cache" and used.get(name, MISSING) != fixed.get(name, MISSING):
+            yield (
+                "problem",
+                f"config.{name} is {used.get(name, MISSING)!r}, and the suite fixes {fixed.get(name, MISSING)!r}.",
+            )
+    steps = fixed.get("train.max_steps")
     if steps is not None and row.steps != steps:
         yield "problem", f"steps is {row.steps}, and the suite's budget is {steps}."
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING: Final = _Missing()
+
+
+def expected_settings(row: Row, suite: Benchmark, registry: Registry) -> dict[str, Any] | None:
+    """The configuration that the suite gives a row's recipe, inputs and starts named as in rows.
+
+    None where recipe or parts are not installed as they were, so that nobody here can say.
+    """
+    pair = suite.pairs[row.pair]
+    inputs = {name: f"input:{name}" for name in suite.inputs}
+    models = {
+        "teacher": pair.teacher if suite.teacher_start is None else "start:teacher",
+        "student": pair.student if suite.student_start is None else "start:student",
+    }
+    try:
+        file = registry.entry("benchmark", row.suite).target
+        recipe = registry.entry("recipe", row.algo)
+        if (recipe.distribution, recipe.version) != (row.recipe.distribution, row.recipe.version):
+            return None
+        if Recipe.read(recipe.target).version != row.recipe_version:
+            return None
+        device = str(row.config.get("device", "auto"))
+        cell = Planned(row.suite, str(file), row.pair, row.algo, row.subset, row.seed, inputs, (), device)
+        known = suite.model_copy(update={"settings": suite.settings or pair.architecture})
+        config = configuration(cell, known, registry, pair, models)
+    except UserError:
+        return None
+    return config.model_dump(mode="json", exclude={"output"})
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """``{"a.b": leaf}`` for ``{"a": {"b": leaf}}``."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _leaves(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _measured(row: Row, suite: Benchmark) -> Iterator[Found]:
@@ -148,12 +199,22 @@ def _measured(row: Row, suite: Benchmark) -> Iterator[Found]:
 def _of_all(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
     yield from _seeds(cells, registry)
     yield from _same_within_a_pair(cells)
-    failed = sum(cell.row.status == "failed" for cell in cells)
+    rows = [cell.row for cell in cells]
+    failed = sum(row.status == "failed" for row in rows)
     if failed:
         yield Finding(None, "warning", f"{failed} of {len(cells)} cells failed.")
+    unknown = sorted({row.algo for row in rows if _unknown(row, registry)})
+    if unknown:
+        text = "not installed as they were, so only what the suite fixes was held against their settings"
+        yield Finding(None, "note", f"{', '.join(unknown)}: {text}.")
     origins = {f"{part.distribution} {part.version}" for cell in cells for part in _parts(cell.row)}
     if origins:
         yield Finding(None, "note", f"Parts came from {', '.join(sorted(origins))}.")
+
+
+def _unknown(row: Row, registry: Registry) -> bool:
+    suite = _suite(registry, row)
+    return row.status == "done" and not isinstance(suite, str) and expected_settings(row, suite, registry) is None
 
 
 def _seeds(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:

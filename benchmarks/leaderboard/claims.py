@@ -98,28 +98,34 @@ class Judged:
 
 @dataclass(frozen=True)
 class Race:
-    """All algorithms on their way to a reference's final score."""
+    """All algorithms on their way to a reference's final score, about which the paper may claim something."""
 
     reference: str
-    published: Published
+    published: Published | None
     metric: str
     target: float
     runners: tuple[Runner, ...]
     judged: tuple[Judged, ...]
 
 
-def races(table: Table, order: Sequence[str]) -> list[Race]:
-    """A race for each reference of the claims that has curves here, its runners in the order given."""
-    metrics = curve_metrics(table)
+def races(table: Table, order: Sequence[str], targets: Sequence[str] = ()) -> list[Race]:
+    """A race for each reference of the claims, and each further target, that has curves here.
+
+    Args:
+        table: the algorithms.
+        order: of the runners.
+        targets: further algorithms whose final score is raced for.
+    """
+    metrics, claims = curve_metrics(table), {one.reference: one for one in PUBLISHED}
     return [
         race
-        for published in PUBLISHED
-        if metrics and (reference := table.line(published.reference)) is not None
-        if (race := _race(table, reference, metrics[0], published, order)) is not None
+        for name in dict.fromkeys([*claims, *targets])
+        if metrics and (reference := table.line(name)) is not None
+        if (race := _race(table, reference, metrics[0], claims.get(name), order)) is not None
     ]
 
 
-def _race(table: Table, reference: Line, metric: str, published: Published, order: Sequence[str]) -> Race | None:
+def _race(table: Table, reference: Line, metric: str, published: Published | None, order: Sequence[str]) -> Race | None:
     sign = -1 if any(s.metric == metric and s.direction == "lower" for row in reference.done for s in row.scores) else 1
     finals = [found[-1] for row in reference.done if len(found := _curve(row, metric, MEASURES[SECONDS[0]])[1])]
     if not finals:
@@ -138,7 +144,7 @@ def _race(table: Table, reference: Line, metric: str, published: Published, orde
         Judged(one, {measure: _verdict(published.claim, one.reach[measure].ratio) for measure in published.measures})
         for name in (CLAIMANT, ALSO)
         for one in runners
-        if one.name == name
+        if published is not None and one.name == name
     ]
     return Race(reference.label, published, metric, target, tuple(runners), tuple(judged))
 

@@ -3,19 +3,11 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
-from distillzoo.core.errors import UserError
+from distillzoo.benchmarks.harness.command import inputs_given
 from distillzoo.core.registry import installed
-
-
-def _pairs(context: Any, parameter: Any, values: tuple[str, ...]) -> dict[str, str]:
-    for text in values:
-        if not all(text.partition("=")):
-            raise UserError(f"--input {text!r} should read NAME=VALUE, for example train=train.jsonl.")
-    return {text.partition("=")[0]: text.partition("=")[2] for text in values}
 
 
 @click.group()
@@ -29,7 +21,10 @@ def leaderboard() -> None:
     "--out", type=click.Path(path_type=Path), default=Path("site"), show_default=True, help="Folder to write."
 )
 @click.option("--baseline", metavar="NAME", help="Algorithm that the others are compared with; default: kd, if there.")
-def build(results: tuple[Path, ...], out: Path, baseline: str | None) -> None:
+@click.option(
+    "--target", "targets", multiple=True, metavar="NAME", help="Algorithm whose final score the others race for."
+)
+def build(results: tuple[Path, ...], out: Path, baseline: str | None, targets: tuple[str, ...]) -> None:
     """Write index.html, leaderboard.md and leaderboard.csv of some results.jsonl.
 
     Rows of different suites, pairs of models or classes of machine stand in different tables. The page needs no
@@ -40,7 +35,7 @@ def build(results: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     with loading():
         from distillzoo.benchmarks.leaderboard.build import build as write
 
-        written = write(results, out, baseline, installed())
+        written = write(results, out, baseline, targets, installed())
     for path in written:
         click.echo(path)
 
@@ -71,7 +66,7 @@ def check(file: Path, as_json: bool) -> None:
 @click.argument("row")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Where ROW is a name.")
 @click.option(
-    "--input", "inputs", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="As for distillzoo bench run."
+    "--input", "inputs", multiple=True, callback=inputs_given, metavar="NAME=VALUE", help="As for distillzoo bench run."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("again"), show_default=True, help="Folder to run in."

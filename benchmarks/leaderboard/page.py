@@ -11,7 +11,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from distillzoo.benchmarks.harness.row import ONE_SEED, PartUsed
+from distillzoo.benchmarks.harness.row import PartUsed
 from distillzoo.benchmarks.leaderboard import words
 from distillzoo.benchmarks.leaderboard.answers import side_by_side
 from distillzoo.benchmarks.leaderboard.charts import Dot, panels, scatter
@@ -27,6 +27,7 @@ from distillzoo.benchmarks.leaderboard.curves import (
 )
 from distillzoo.benchmarks.leaderboard.standings import COSTS, MEMORY, SPEED, TRAINING, Standing, standings
 from distillzoo.benchmarks.leaderboard.table import Line, Table, wording
+from distillzoo.benchmarks.statistics.bootstrap import ONE_SEED
 from distillzoo.core.metric import ARROWS
 from distillzoo.core.registry import Registry
 
@@ -37,7 +38,7 @@ OURS: Final = "distillzoo"
 """The distribution whose parts need no mention."""
 
 
-def page(tables: Sequence[Table], baseline: str, registry: Registry) -> str:
+def page(tables: Sequence[Table], baseline: str, registry: Registry, targets: Sequence[str]) -> str:
     """The whole page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -51,14 +52,14 @@ def page(tables: Sequence[Table], baseline: str, registry: Registry) -> str:
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
-        boards=[_board(f"t{number}", table, baseline, registry) for number, table in enumerate(tables, 1)],
+        boards=[_board(f"t{number}", table, baseline, registry, targets) for number, table in enumerate(tables, 1)],
         script=Markup(script),
         # whatever a row might smuggle past the escaping, a browser runs no script but this one
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
 
 
-def _board(id: str, table: Table, baseline: str, registry: Registry) -> dict[str, Any]:
+def _board(id: str, table: Table, baseline: str, registry: Registry, targets: Sequence[str]) -> dict[str, Any]:
     """What the template draws of a table."""
     ranked = standings(table, baseline)
     lines = [standing.line for standing in ranked]
@@ -81,7 +82,7 @@ def _board(id: str, table: Table, baseline: str, registry: Registry) -> dict[str
         "curves": _curves(table, lines, marked, registry),
         "positions": _positions(table, lines, marked, registry),
         "profile": _profile(table, order, marked),
-        "races": races(table, order),
+        "races": races(table, order, targets),
         "wording": lambda metric: wording(registry, metric)[0],
         "prompts": side_by_side(table, ranked),
         "chosen": [label for place, label in enumerate(order) if place < 3 or label == marked],

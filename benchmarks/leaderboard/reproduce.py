@@ -98,7 +98,7 @@ def reproduce(row: Row, cells: Sequence[Cell], inputs: Mapping[str, str], out: P
     unsafe = [change for change in row.changes if "trust_remote_code" in change]
     if unsafe:
         raise UserError(f"The row was made with --set {unsafe[0]}: it would run a stranger's code, so run it yourself.")
-    suite, file = benchmark_of(registry, row.suite)
+    suite, file = benchmark_of(registry, row.suite, row.changes)
     if suite_hash(file, row.changes) != row.suite_sha256:
         raise UserError(
             f"The row was made with another file of {row.suite} than the installed one (version {suite.version}): "

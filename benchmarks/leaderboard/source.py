@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
+from distillzoo.benchmarks.harness.benchmark import Benchmark
 from distillzoo.benchmarks.harness.plan import suite_hash
 from distillzoo.benchmarks.harness.row import Row, numbered_rows
 from distillzoo.core.errors import UserError
@@ -50,5 +50,5 @@ def same_suite(registry: Registry, row: Row) -> Benchmark | None:
     """
     if row.suite not in registry.names("benchmark"):
         return None
-    benchmark, path = benchmark_of(registry, row.suite)
-    return benchmark if suite_hash(path, row.changes) == row.suite_sha256 else None
+    path = Path(registry.get("benchmark", row.suite))
+    return Benchmark.read(path, row.changes) if suite_hash(path, row.changes) == row.suite_sha256 else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from distillzoo.benchmarks.statistics.scores import Values, checked
 
 Statistic = Callable[..., Values]
 """Maps matrices ``[..., runs, tasks]`` to ``[...]``, or to ``[..., T]``, so that all resamples are one call."""
+
+ONE_SEED: Final = "not a benchmark"
+"""Said of a figure that rests on a single seed."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Interval:
 
 def label(seeds: int) -> str:
     """How a number over that many seeds is to be called; that of a single one has no interval."""
-    return f"{seeds} seeds" if seeds > 1 else "1 seed, not a benchmark"
+    return f"{seeds} seeds" if seeds > 1 else f"1 seed, {ONE_SEED}"
 
 
 def stratified(

@@ -9,6 +9,8 @@ from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
 from distillzoo.benchmarks.harness.cell import config_hash
 from distillzoo.benchmarks.harness.plan import suite_hash
 from distillzoo.benchmarks.harness.row import CurvePoint, Row
+from distillzoo.benchmarks.leaderboard.check import expected_settings
+from distillzoo.core.recipe import Recipe
 from distillzoo.core.registry import installed
 
 LOWER = ("forward-kl", "reverse-kl", "ex-acc-err", "calibration")
@@ -21,7 +23,9 @@ def direction(metric: str) -> str:
 
 def row(algo: str, seed: int, *, level: float = 80.0, speed: float = 1.0, suite: str = "micro", **changes: Any) -> Row:
     """A cell that ended with a score of about ``level`` and took 60 / ``speed`` seconds to it."""
-    benchmark, path = benchmark_of(installed(), suite)
+    registry = installed()
+    benchmark, path = benchmark_of(registry, suite)
+    known = algo in registry.names("recipe")
     random = np.random.default_rng([seed, *algo.encode()])
     final = level + float(random.normal(0, 1.5))
     pair = next(iter(benchmark.pairs))
@@ -34,14 +38,14 @@ def row(algo: str, seed: int, *, level: float = 80.0, speed: float = 1.0, suite:
         "pair": pair,
         "algo": algo,
         "recipe": part(algo),
-        "recipe_version": 1,
+        "recipe_version": Recipe.read(registry.get("recipe", algo)).version if known else 1,
         "subset": None,
         "parts": {kind: part(name) for kind, name in zip(("subset", "objective"), ("top-p", "iql"), strict=True)},
         "metrics": {"right": part("right")},
         "seed": seed,
         "steps": train["max_steps"],
         "trials": 4,
-        "config": {"algo": algo, "seed": seed, "train": train, "subset": {"name": "top-p", "p": 0.8}},
+        "config": {**benchmark.run, "algo": algo, "seed": seed, "subset": {"name": "top-p", "p": 0.8}},
         "decodings": {n: {"temperature": d.temperature, "top_p": d.top_p} for n, d in benchmark.decodings.items()},
         "hashes": {**benchmark.hashes, "data": "da" * 32, "student_after": f"{seed:064x}"},
         "hardware": "cpu x86_64",
@@ -66,9 +70,12 @@ def row(algo: str, seed: int, *, level: float = 80.0, speed: float = 1.0, suite:
             "tokens_per_second": 200_000 * speed / 60,
         },
         "command": f"distillzoo bench run {suite} --algos {algo} --pairs {pair} --seed {seed} --out again",
+        "config_sha256": "",
         **changes,
     }
-    tree.setdefault("config_sha256", config_hash(tree["config"]))
+    if "config" not in changes and pair in benchmark.pairs:
+        tree["config"] = expected_settings(Row.model_validate(tree), benchmark, registry) or tree["config"]
+    tree["config_sha256"] = changes.get("config_sha256") or config_hash(tree["config"])
     return Row.model_validate(tree)
 
 

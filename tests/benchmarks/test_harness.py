@@ -22,7 +22,7 @@ from distillzoo.benchmarks.harness.row import Row, parse_row, read_rows
 from distillzoo.benchmarks.harness.scores import must_be_pinned
 from distillzoo.core.errors import UserError
 from distillzoo.core.recipe import read_yaml
-from distillzoo.core.registry import Registry
+from distillzoo.core.registry import Registry, installed
 
 Here = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -155,6 +155,13 @@ def test_a_matrix_runs_a_strangers_recipe_notes_failures_and_resumes(start: Any,
     answers = (tmp_path / "out" / str(good.outputs)).read_text().splitlines()
     assert len(answers) == 2 * 4
     assert {"instruction", "answer", "reference", "right"} <= set(json.loads(answers[0]))
+
+    fewer = ("--set", "suite.tasks.test.limit=2", "--set", "train.max_steps=3")
+    assert start("toy", "--algos", "strangers-bc", "--seed", 0, "--out", "fewer", "-q", *fewer).wait(300) == 0
+    [less] = read_rows(tmp_path / "fewer" / "results.jsonl")
+    assert {score.n for score in less.scores} == {2}
+    assert (less.steps, less.changes) == (3, list(fewer[1::2]))
+    assert less.suite_sha256 != good.suite_sha256, "another suite"
 
     again = start("toy", "--algos", "strangers-bc", "--seed", 0, "--out", "again", "-q")
     assert again.wait(300) == 0
@@ -299,6 +306,8 @@ def test_the_plan_goes_seed_by_seed(registry: Registry) -> None:
         (("micro", "--seeds", "2", "--seed", "1"), "exclude"),
         (("micro", "--set", "train.lrr=1"), "'train.lrr' is not a known field"),
         (("micro", "--set", "seed=5"), "the cell's own"),
+        (("micro", "--set", "suite.tasks.test.limt=5"), "'tasks.test.limt' is not a known field"),
+        (("micro", "--set", "suite.headline.decoding=top-p 0.9"), "no decoding here"),
         (("smol", "--algos", "kd"), "needs --input"),
     ],
 )
@@ -351,6 +360,20 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     for line, said in (("{", "no valid JSON"), ("[]", "JSON object"), ('{"schema_version": 2}', "reads 1")):
         with pytest.raises(UserError, match=said):
             parse_row(line, "results.jsonl, line 4")
+
+
+@pytest.mark.parametrize(("name", "said"), [("cell.json", "is no cell's file"), ("row.json", "no valid JSON")])
+def test_a_damaged_file_is_named_with_the_way_out(here: Here, tmp_path: Path, name: str, said: str) -> None:
+    cell = cell_of(installed())
+    folder = tmp_path / "out" / "cells" / cell.folder
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text(cell.to_json())
+    (folder / name).write_text('{"suite": ')
+    result = here("bench", "run", "micro", "--algos", cell.algo, "--seed", cell.seed, "--out", "out", "--resume")
+    assert result.returncode == 2
+    told = " ".join(result.stderr.split())
+    assert said in told
+    assert f"Remove '{folder}'" in told
 
 
 def test_ray_runs_the_same_matrix(start: Any, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def zoo(seeds: int = 5) -> list[Row]:
 
 
 def page(tmp_path: Path, rows: Sequence[Row], registry: Registry) -> Path:
-    return build([written(tmp_path, rows)], tmp_path / "site", None, registry)[0]
+    return build([written(tmp_path, rows)], tmp_path / "site", None, (), registry)[0]
 
 
 def test_what_cannot_be_compared_does_not_share_a_table(registry: Registry) -> None:
@@ -169,6 +169,8 @@ def test_claims_are_judged_by_their_ratio(registry: Registry) -> None:
     assert judged.verdicts["training seconds"] == "confirmed", "three times as fast and better"
     (judged,) = minillm.judged
     assert judged.verdicts["training seconds"] == "confirmed", "fifteen times as fast"
+    *_, own = races(table, ["bd-iql", "kd", "minillm"], ["kd", "bd-iql"])
+    assert (own.reference, own.published, own.judged) == ("bd-iql", None, ()), "a race that nobody made a claim for"
     loser = next(runner for runner in kd.runners if runner.name == "minillm")
     assert loser.reached == 0
     assert math.isinf(loser.reach["student tokens"].median)
@@ -217,7 +219,7 @@ def test_several_tasks_have_a_mean_an_iqm_and_a_profile(tmp_path: Path, registry
 def test_the_same_rows_give_the_same_bytes_in_any_order(tmp_path: Path, registry: Registry) -> None:
     rows = zoo(2)
     files = [written(tmp_path, rows, "a.jsonl"), written(tmp_path, rows[::-1], "b.jsonl")]
-    first, second = (build([path], tmp_path / path.stem, None, registry) for path in files)
+    first, second = (build([path], tmp_path / path.stem, None, (), registry) for path in files)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -393,7 +395,8 @@ def test_a_whole_matrix_is_fine(tmp_path: Path, registry: Registry) -> None:
             {"config": {"seed": 0, "train": {"max_steps": 200, "batch_size": 8}}},
             "batch_size is 8, and the suite fixes 64",
         ),
-        ({"config": {"seed": 0, "train": 7}}, "config.train.max_steps is None"),
+        ({"config": {**row("kd", 0).config, "objective": {"name": "jsd"}}}, "and the suite fixes 'forward-kl'"),
+        ({"config": {"seed": 0, "train": 7}}, "config.train.max_steps is missing"),
         ({"decodings": {"top-p 1.0": {"temperature": 0.5, "top_p": 1.0}}}, "decodings (temperature, top-p) are"),
         ({"scores": []}, "A score is missing: test, top-p 0.8, distinct-2"),
         ({"suite_version": 9}, "The row is of version 9 of micro, and version 1 is installed"),
