@@ -40,7 +40,7 @@ def build(
     chosen = baseline or DEFAULT_BASELINE
     texts = {
         "index.html": page(tables, chosen, registry, targets),
-        "leaderboard.md": markdown(tables, chosen),
+        "leaderboard.md": markdown(tables, chosen, targets),
         "leaderboard.csv": long_form(tables),
     }
     for name, text in texts.items():

@@ -78,8 +78,8 @@ def _of_a_row(cell: Cell, registry: Registry) -> Iterator[Found]:
         yield "problem", f"config_sha256 is {row.config_sha256[:12]}, and config hashes to {found[:12]}."
     if row.dirty:
         yield "warning", "The checkout had uncommitted changes: its commit does not say what ran."
-    if row.outputs is not None and cell.answers is None:
-        yield "problem", f"outputs is '{row.outputs}', which is no file below the folder of results.jsonl."
+    if row.outputs is not None and not cell.names_answers_below:
+        yield "problem", f"outputs is '{row.outputs}', which leads out of the folder of results.jsonl."
     suite = _suite(registry, row)
     if isinstance(suite, str):
         yield "problem", suite
@@ -207,6 +207,10 @@ def _of_all(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
     if unknown:
         text = "not installed as they were, so only what the suite fixes was held against their settings"
         yield Finding(None, "note", f"{', '.join(unknown)}: {text}.")
+    absent = sum(row.outputs is not None and cell.answers is None for row, cell in zip(rows, cells, strict=True))
+    if absent:
+        text = f"The answers of {absent} of {len(cells)} cells are not beside the file, and nobody can read them."
+        yield Finding(None, "warning", text)
     origins = {f"{part.distribution} {part.version}" for cell in cells for part in _parts(cell.row)}
     if origins:
         yield Finding(None, "note", f"Parts came from {', '.join(sorted(origins))}.")

@@ -25,13 +25,15 @@ class Cell:
 
     @property
     def answers(self) -> Path | None:
-        """The file of its answers, None where it is not there.
+        """The file of its answers, None where it is not there."""
+        path = self.file.parent / (self.row.outputs or "")
+        return path if self.names_answers_below and path.is_file() else None
 
-        A row comes from anyone, so a path that leads out of the folder of ``results.jsonl`` is none.
-        """
+    @property
+    def names_answers_below(self) -> bool:
+        """A row comes from anyone, so its answers must not lie out of the folder of ``results.jsonl``."""
         folder = self.file.parent.resolve()
-        path = (folder / (self.row.outputs or "")).resolve()
-        return path if path.is_relative_to(folder) and path.is_file() else None
+        return (folder / (self.row.outputs or "")).resolve().is_relative_to(folder)
 
 
 def read_cells(files: Iterable[Path]) -> list[Cell]:

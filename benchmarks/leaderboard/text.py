@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from distillzoo.benchmarks.harness.row import Row
+from distillzoo.benchmarks.leaderboard.claims import Race, races
 from distillzoo.benchmarks.leaderboard.standings import COSTS, Standing, standings
 from distillzoo.benchmarks.leaderboard.table import Column, Table
-from distillzoo.benchmarks.leaderboard.words import ends, figure, short
+from distillzoo.benchmarks.leaderboard.words import ends, figure, sentence, short
 from distillzoo.benchmarks.statistics.bootstrap import Interval, label
 from distillzoo.core.metric import ARROWS
 
@@ -27,17 +28,18 @@ OF_THE_COST: Final = (
 )
 
 
-def markdown(tables: Sequence[Table], baseline: str) -> str:
-    """A table for each group of rows that may be compared."""
+def markdown(tables: Sequence[Table], baseline: str, targets: Sequence[str]) -> str:
+    """A table for each group of rows that may be compared, and the races for final scores."""
     parts = ["# distillzoo leaderboard\n", "Means over seeds, with 95% bootstrap intervals over trainings.\n"]
     for table in tables:
-        key = table.key
+        key, ranked = table.key, standings(table, baseline)
         parts += [
             f"## {_plain(key.suite)} {key.version}, {_plain(key.pair)}, on {_plain(key.hardware)}\n",
-            _markdown_table(table, standings(table, baseline), baseline),
+            _markdown_table(table, ranked, baseline),
         ]
         parts += [f"With {_plain(', '.join(table.changes))}, so not the suite as it is.\n"] if table.changes else []
         parts += [f"{_plain(note)}\n" for note in table.notes]
+        parts += [_race(race) for race in races(table, [standing.line.label for standing in ranked], targets)]
     return "\n".join(parts)
 
 
@@ -69,6 +71,39 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
         cells += [", ".join(standing.line.distributions)]
         lines.append([_plain(cell) for cell in cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _race(race: Race) -> str:
+    """What each algorithm needs to the target: medians over seeds, and ratios to the reference's with intervals."""
+    reference = race.reference
+    lines = [f"### To {_plain(reference)}'s final score, {figure(race.target, 2)} ({_plain(race.metric)})\n"]
+    for one in race.judged:
+        assert race.published is not None, "nothing is judged without a claim"
+        claimed = f"arXiv:2505.20335 claims that {one.runner.name} {race.published.words}"
+        same = f"The same held against {one.runner.name}, for which the paper claims nothing"
+        lines.append(f"{_plain(claimed if one.by_the_paper else same)}. Reached by {one.runner.share} seeds.\n")
+        lines += [
+            f"- **{verdict.capitalize()}** in {measure}: {sentence(one.runner.reach[measure].ratio, reference)}."
+            for measure, verdict in one.verdicts.items()
+        ]
+        lines.append("")
+    measures = list(race.runners[0].reach)
+    heads = ["algorithm", "seeds that reach it"]
+    for measure in measures:
+        heads += [measure, f"÷ {reference}'s"]
+    table = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for runner in race.runners:
+        if runner.reached > 0 or runner.name == reference:
+            cells = [runner.name, runner.share]
+            for reach in runner.reach.values():
+                cells += [short(reach.median), "1" if runner.name == reference else _ratio(reach.ratio)]
+            table.append([_plain(cell) for cell in cells])
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in table)]) + "\n"
+
+
+def _ratio(ratio: Interval | None) -> str:
+    between = ends(ratio, 2)
+    return figure(ratio.value if ratio else None, 2) + (f" ({between})" if between else "")
 
 
 def _with_ends(interval: Interval | None, column: Column) -> str:

@@ -199,6 +199,9 @@ def test_the_page_names_every_score_cost_and_cell(tmp_path: Path, registry: Regi
     assert not re.search(r"(src|href)=[\"']?(https?:)?//(?!arxiv\.org)|@import|url\(", text), "it asks for nothing"
     markdown = (tmp_path / "site" / "leaderboard.md").read_text()
     assert "| bd-iql |" in markdown
+    assert "### To kd's final score" in markdown
+    assert "arXiv:2505.20335 claims that bd-iql reaches" in markdown
+    assert re.search(r"- \*\*(Confirmed|Refuted|Undecided)\*\* in student tokens: ", markdown)
     with (tmp_path / "site" / "leaderboard.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == sum(len(one.scores) or 1 for one in rows)
@@ -253,6 +256,8 @@ def test_an_unknown_baseline_is_refused(here: Here, tmp_path: Path) -> None:
     found = here("leaderboard", "build", "results.jsonl", "--baseline", "kdd")
     assert found.returncode == 2
     assert "no row has that algorithm. Did you mean 'kd'?" in found.stderr
+    found = here("leaderboard", "build", "results.jsonl", "--target", "kdd")
+    assert "--target kdd" in found.stderr
     found = here("leaderboard", "build", "results.jsonl", "--baseline", "bc")
     assert (found.returncode, found.stdout.split()[0]) == (0, "site/index.html")
     assert "than bc" in (tmp_path / "site" / "index.html").read_text()
@@ -405,8 +410,7 @@ def test_a_whole_matrix_is_fine(tmp_path: Path, registry: Registry) -> None:
         ({"pair": "macro"}, "micro has no pair 'macro'. Did you mean 'micro'?"),
         ({"hashes": {}}, "hashes.teacher is missing"),
         ({"cost": None}, "cost is missing"),
-        ({"outputs": "answers/none.jsonl"}, "no file below the folder of results.jsonl"),
-        ({"outputs": "../results.jsonl"}, "no file below the folder of results.jsonl"),
+        ({"outputs": "../results.jsonl"}, "leads out of the folder of results.jsonl"),
     ],
 )
 def test_a_row_that_does_not_fit_is_a_problem(
@@ -426,12 +430,14 @@ def test_the_hashes_that_the_suite_pins_are_held(tmp_path: Path, registry: Regis
 
 
 def test_seeds_failures_and_dirty_checkouts_are_said(tmp_path: Path, registry: Registry) -> None:
-    rows = [row("kd", 0, dirty=True), failed("kd", 1, "out of memory"), row("kd", 7)]
+    gone = {"outputs": "answers/none.jsonl"}
+    rows = [row("kd", 0, dirty=True, **gone), failed("kd", 1, "out of memory"), row("kd", 7)]
     findings = check(written(tmp_path, rows), registry)
     warnings = texts(findings, "warning")
     assert (1, "The checkout had uncommitted changes: its commit does not say what ran.") in warnings
     assert (2, "The cell failed: out of memory") in warnings
     assert (None, "1 of 3 cells failed.") in warnings
+    assert any(text.startswith("The answers of 1 of 3 cells are not beside the file") for _, text in warnings)
     assert (None, "kd on micro lacks the seeds 2, 3, 4 of micro's 5.") in warnings
     assert texts(findings, "problem") == [(3, "micro has the seeds 0 to 4, not 7.")]
 
