@@ -73,7 +73,7 @@ def row(algo: str, seed: int, *, level: float = 80.0, speed: float = 1.0, suite:
         "config_sha256": "",
         **changes,
     }
-    if "config" not in changes and pair in benchmark.pairs:
+    if "config" not in changes and tree["pair"] in benchmark.pairs:
         tree["config"] = expected_settings(Row.model_validate(tree), benchmark, registry) or tree["config"]
     tree["config_sha256"] = changes.get("config_sha256") or config_hash(tree["config"])
     return Row.model_validate(tree)
