@@ -1,1 +1,1 @@
-"""The zoo on the micro world: settings tuned with equal trials, a table over seeds, ablations."""
+"""The zoo on the micro world: settings tuned with equal trials, ablations."""

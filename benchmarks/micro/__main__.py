@@ -1,4 +1,4 @@
-"""``python -m distillzoo.benchmarks.micro tune | table | ablate --out DIR``."""
+"""``python -m distillzoo.benchmarks.micro tune | ablate --out DIR``."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from distillzoo.benchmarks.micro.table import markdown
 HERE: Final = Path(__file__).parent
 
 TUNING_SEED: Final = 1000
-"""No seed of the table."""
+"""No seed of the benchmark."""
 
 
 @click.group()
@@ -54,19 +54,6 @@ def tune(out: Path, jobs: int, only: tuple[str, ...]) -> None:
         for row in mine:
             click.echo(f"{algo:20} {_tuned(row):6.2f}  {' '.join(row['cell']['sets'])} {row.get('error', '')}")
         click.echo(f"{algo:20} best: {' '.join(max(mine, key=_tuned)['cell']['sets'])}")
-
-
-@main.command()
-@out
-@jobs
-@only
-@seeds
-def table(out: Path, jobs: int, only: tuple[str, ...], seeds: int) -> None:
-    """Every recipe as it stands, on the test split."""
-    trials = yaml.safe_load((HERE / "trials.yaml").read_text(encoding="utf-8"))
-    names = [algo for algo in trials if not only or algo in only]
-    cells = [Cell(algo, algo, (), seed, "test") for algo, seed in product(names, range(seeds))]
-    _print(cells, names, out, jobs)
 
 
 @main.command()
