@@ -1,0 +1,52 @@
+"""The results in the repository: the rows are whole, and the texts beside them say what the rows say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from distillzoo.benchmarks.harness.row import read_rows
+from distillzoo.benchmarks.leaderboard.build import build
+from distillzoo.benchmarks.leaderboard.check import check
+from distillzoo.core.registry import Registry
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MICRO = BENCHMARKS / "results" / "micro"
+
+
+def test_every_recipe_has_every_seed_and_nothing_is_wrong_with_its_rows(registry: Registry) -> None:
+    rows = read_rows(MICRO / "results.jsonl")
+    assert {(row.algo, row.seed) for row in rows} == {(a, s) for a in registry.names("recipe") for s in range(5)}
+    findings = check(MICRO / "results.jsonl", registry)
+    assert [finding.text for finding in findings if finding.level == "problem"] == []
+
+
+@pytest.fixture(scope="module")
+def table(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
+    site = tmp_path_factory.mktemp("site")
+    build([MICRO / "results.jsonl"], site, None, (), registry)
+    for name in ("leaderboard.md", "leaderboard.csv"):
+        assert (MICRO / name).read_text() == (site / name).read_text(), f"build {name} anew"
+    return (MICRO / "leaderboard.md").read_text()
+
+
+def test_the_table_in_the_document_is_that_of_the_rows(table: str) -> None:
+    text = (BENCHMARKS / "RESULTS.md").read_text()
+    part = text[text.index("### The table") : text.index("### The paper's claims about efficiency")]
+    heads, _, *lines = cells_of(part)
+    wide, _, *wider = cells_of(table)
+    places = [wide.index(head) for head in heads]
+    assert lines == [[line[place] for place in places] for line in wider[: len(lines)]]
+    assert len(lines) >= 17
+
+
+def test_the_verdicts_in_the_document_are_those_of_the_rows(table: str) -> None:
+    text = (BENCHMARKS / "RESULTS.md").read_text()
+    part = text[text.index("### The paper's claims about efficiency") : text.index("### The search for bd-plus")]
+    verdicts = re.findall(r"^- \*\*.*$", part, re.MULTILINE)
+    assert len(verdicts) == 5
+    assert set(verdicts) <= set(table.splitlines())
+
+
+def cells_of(markdown: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in re.findall(r"^\|.*\|$", markdown, re.M)]
