@@ -42,11 +42,20 @@ RESULT_SCHEMA: Final = 1
 LIBRARIES: Final = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
-def distil(config: RunConfig, registry: Registry, directory: RunDirectory, reporter: Reporter) -> dict[str, Any] | None:
+def distil(
+    config: RunConfig, registry: Registry, directory: RunDirectory, reporter: Reporter, *, score: bool = True
+) -> dict[str, Any] | None:
     """Train, evaluate and write the run directory; returns the content of ``result.json``.
 
     A directory with checkpoints is continued from its last whole one. Of several processes the first evaluates and
     writes; the others return None after the training.
+
+    Args:
+        config: of the run.
+        registry: of the parts.
+        directory: of the run.
+        reporter: of the progress.
+        score: False where the caller scores the student itself: it is not evaluated here, and there is no report.
 
     Raises:
         UserError: something in the configuration, data or models is wrong, or a file can't be written.
@@ -82,7 +91,8 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
     spent = _train(world, trajectories, cut, directory, reporter)
     if not directory.writes:
         return None
-    scores["after"] = world.evaluate(world.student, "the student after")
+    if score:
+        scores["after"] = world.evaluate(world.student, "the student after")
     _write_model(world, directory)
     result = {
         "schema": RESULT_SCHEMA,
@@ -121,10 +131,11 @@ def distil(config: RunConfig, registry: Registry, directory: RunDirectory, repor
         "git": git_revision(),
     }
     directory.write_json(directory.result, result)
-    with reporter.stage("writing the report"):
-        right = None if world.suite is None else world.suite.checker
-        digits = {name: metric.digits for name, metric in world.metrics.items()}
-        write_report(directory, result, scores, world.valid_rows, right, digits)
+    if score:
+        with reporter.stage("writing the report"):
+            right = None if world.suite is None else world.suite.checker
+            digits = {name: metric.digits for name, metric in world.metrics.items()}
+            write_report(directory, result, scores, world.valid_rows, right, digits)
     return result
 
 

@@ -128,7 +128,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
         if begun != dump(config):  # never begun, or under other settings
             shutil.rmtree(directory.path, ignore_errors=True)
             RunDirectory.create(directory.path)
-        distil(config, registry, directory, Reporter(quiet=False))
+        distil(config, registry, directory, Reporter(quiet=False), score=False)
     result = json.loads(directory.result.read_text(encoding="utf-8"))
     found = scored(cell, benchmark, registry, config, directory.model)
     answers = out / "answers" / f"{cell.folder}.jsonl"

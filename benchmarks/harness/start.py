@@ -57,7 +57,7 @@ def _made(
             if not directory.config.exists():
                 shutil.rmtree(directory.path, ignore_errors=True)
                 RunDirectory.create(directory.path)
-            distil(config, registry, directory, Reporter(quiet=False))
+            distil(config, registry, directory, Reporter(quiet=False), score=False)
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return str(directory.model.resolve())
 
