@@ -149,7 +149,7 @@ class Benchmark(_Section):
         Raises:
             UserError: the file is missing, is no YAML mapping, or a field is wrong.
         """
-        own = tuple(one.removeprefix(OVER_THE_SUITE) for one in changes if one.startswith(OVER_THE_SUITE))
+        own = tuple(change.removeprefix(OVER_THE_SUITE) for change in parted(changes)[0])
         tree = merge(read_yaml(path), assignments(own))
         try:
             return cls.model_validate(tree)
@@ -178,6 +178,12 @@ class Benchmark(_Section):
                 raise UserError(f"--input {name}={value}: the file's sha256 is not {one.sha256}, the benchmark's.")
             found[name] = value
         return found
+
+
+def parted(changes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Settings over the benchmark itself, and those over the configuration of its cells."""
+    own = tuple(change for change in changes if change.startswith(OVER_THE_SUITE))
+    return own, tuple(change for change in changes if change not in own)
 
 
 def with_inputs(tree: Any, values: Mapping[str, str]) -> Any:

@@ -82,7 +82,7 @@ def run(
 
     registry = installed()
     with loading(quiet):
-        from distillzoo.benchmarks.harness.benchmark import OVER_THE_SUITE, benchmark_of
+        from distillzoo.benchmarks.harness.benchmark import benchmark_of, parted
         from distillzoo.benchmarks.harness.cell import must_resolve
         from distillzoo.benchmarks.harness.executors import chosen_executor
         from distillzoo.benchmarks.harness.matrix import RESULTS, run_matrix
@@ -96,7 +96,7 @@ def run(
             from distillzoo.benchmarks.harness.dry_run import miniature, write
 
             small, inputs = miniature(benchmark, Path(temporary), inputs)
-            sets = tuple(one for one in sets if not one.startswith(OVER_THE_SUITE))  # they are in the miniature
+            _, sets = parted(sets)  # the others are in the miniature
             benchmark, file = small, write(small, Path(temporary) / f"{suite}.yaml")
             out = out or Path(temporary) / "matrix"
         cells = plan(

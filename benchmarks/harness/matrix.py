@@ -107,7 +107,7 @@ def _done(folder: Path, cell: Cell) -> bool:
         )
     if not (folder / ROW).exists():
         return False
-    row = _read(folder / ROW)
+    row = read_row(folder / ROW)
     expected = failed(cell, "")
     same = ("suite_sha256", "recipe", "recipe_version")
     for name in same:
@@ -131,10 +131,10 @@ def _row(folder: Path, cell: Cell, status: int) -> Row:
         last = next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
         row = failed(cell, f"the process ended with status {status} and left no row; its last line: {last}")
         write_whole(path, row.model_dump_json(indent=1) + "\n")
-    return _read(path)
+    return read_row(path)
 
 
-def _read(path: Path) -> Row:
+def read_row(path: Path) -> Row:
     """A cell's row.
 
     Raises:
@@ -147,6 +147,6 @@ def _read(path: Path) -> Row:
 
 
 def _write_results(out: Path) -> None:
-    rows = [_read(path) for path in sorted((out / "cells").glob(f"*/{ROW}"))]
+    rows = [read_row(path) for path in sorted((out / "cells").glob(f"*/{ROW}"))]
     rows.sort(key=lambda row: row.key)
     write_whole(out / RESULTS, write_lines(rows))

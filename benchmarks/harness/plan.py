@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from distillzoo.benchmarks.harness.benchmark import OVER_THE_SUITE, Benchmark, sha256_of
+from distillzoo.benchmarks.harness.benchmark import Benchmark, parted, sha256_of
 from distillzoo.core.errors import UserError, suggest
 from distillzoo.core.registry import Registry
 
@@ -56,7 +56,7 @@ class Cell:
     @property
     def run_changes(self) -> tuple[str, ...]:
         """The settings over the configuration of its run."""
-        return tuple(change for change in self.changes if not change.startswith(OVER_THE_SUITE))
+        return parted(self.changes)[1]
 
     @property
     def folder(self) -> str:

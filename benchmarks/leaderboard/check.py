@@ -1,20 +1,18 @@
 """Whether a ``results.jsonl`` may be put beside others."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
-from distillzoo.benchmarks.harness.cell import config_hash, configuration
-from distillzoo.benchmarks.harness.plan import Cell as Planned
+from distillzoo.benchmarks.harness.cell import config_hash
 from distillzoo.benchmarks.harness.plan import suite_hash
 from distillzoo.benchmarks.harness.row import Row, parse_row
+from distillzoo.benchmarks.leaderboard.settings import departures, expected_settings
 from distillzoo.benchmarks.leaderboard.source import Cell
-from distillzoo.core.config import merge
 from distillzoo.core.errors import UserError, cannot, suggest
-from distillzoo.core.recipe import Recipe
 from distillzoo.core.registry import Registry
 
 Level = Literal["problem", "warning", "note"]
@@ -62,17 +60,38 @@ def check(path: Path, registry: Registry) -> list[Finding]:
                 findings.append(Finding(number, "problem", str(error)))
     if not cells and not findings:
         findings.append(Finding(None, "problem", "The file has no row."))
-    for cell in cells:
-        findings += [Finding(cell.line, *found) for found in _of_a_row(cell, registry)]
-    findings += _of_all(cells, registry)
+    held = [_held(cell, registry) for cell in cells]
+    for one in held:
+        findings += [Finding(one.cell.line, *found) for found in _of_a_row(one)]
+    findings += _of_all(held)
     return findings
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A cell and what it is held against.
+
+    Attributes:
+        cell: the cell.
+        suite: the installed suite of its row, or what keeps it from being that.
+        wanted: the row's configuration, as suite and recipe give it; None where nobody here can say.
+    """
+
+    cell: Cell
+    suite: Benchmark | str
+    wanted: dict[str, Any] | None
+
+
+def _held(cell: Cell, registry: Registry) -> _Held:
+    suite = _suite(registry, cell.row)
+    return _Held(cell, suite, None if isinstance(suite, str) else expected_settings(cell.row, suite, registry))
 
 
 Found = tuple[Level, str]
 
 
-def _of_a_row(cell: Cell, registry: Registry) -> Iterator[Found]:
-    row = cell.row
+def _of_a_row(held: _Held) -> Iterator[Found]:
+    cell, row, suite = held.cell, held.cell.row, held.suite
     found = config_hash(row.config)
     if found != row.config_sha256:
         yield "problem", f"config_sha256 is {row.config_sha256[:12]}, and config hashes to {found[:12]}."
@@ -80,7 +99,6 @@ def _of_a_row(cell: Cell, registry: Registry) -> Iterator[Found]:
         yield "warning", "The checkout had uncommitted changes: its commit does not say what ran."
     if row.outputs is not None and not cell.names_answers_below:
         yield "problem", f"outputs is '{row.outputs}', which leads out of the folder of results.jsonl."
-    suite = _suite(registry, row)
     if isinstance(suite, str):
         yield "problem", suite
     if row.status == "failed":
@@ -89,7 +107,7 @@ def _of_a_row(cell: Cell, registry: Registry) -> Iterator[Found]:
     if row.config.get("seed") != row.seed:
         yield "problem", f"seed is {row.seed}, and config.seed is {row.config.get('seed')!r}."
     if not isinstance(suite, str):
-        yield from _settings(row, suite, registry)
+        yield from (("problem", text) for text in departures(row, suite, held.wanted))
         yield from _measured(row, suite)
 
 
@@ -108,66 +126,6 @@ def _suite(registry: Registry, row: Row) -> Benchmark | str:
     if row.pair not in suite.pairs:
         return f"{row.suite} has no pair '{row.pair}'.{suggest(row.pair, suite.pairs)}"
     return suite
-
-
-def _settings(row: Row, suite: Benchmark, registry: Registry) -> Iterator[Found]:
-    """The configuration is what the suite makes of the recipe. A cache of the teacher's sets changes no result."""
-    used = _leaves(row.config)
-    wanted = expected_settings(row, suite, registry)
-    whole = wanted is not None
-    fixed = _leaves(merge(suite.run, suite.pairs[row.pair].run) if wanted is None else wanted)
-    for name in sorted(fixed.keys() | (used.keys() if whole else set())):
-        if name != "teacher_cache" and used.get(name, MISSING) != fixed.get(name, MISSING):
-            yield (
-                "problem",
-                f"config.{name} is {used.get(name, MISSING)!r}, and the suite fixes {fixed.get(name, MISSING)!r}.",
-            )
-    steps = fixed.get("train.max_steps")
-    if steps is not None and row.steps != steps:
-        yield "problem", f"steps is {row.steps}, and the suite's budget is {steps}."
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "missing"
-
-
-MISSING: Final = _Missing()
-
-
-def expected_settings(row: Row, suite: Benchmark, registry: Registry) -> dict[str, Any] | None:
-    """The configuration that the suite gives a row's recipe, inputs and starts named as in rows.
-
-    None where recipe or parts are not installed as they were, so that nobody here can say.
-    """
-    pair = suite.pairs[row.pair]
-    inputs = {name: f"input:{name}" for name in suite.inputs}
-    models = {
-        "teacher": pair.teacher if suite.teacher_start is None else "start:teacher",
-        "student": pair.student if suite.student_start is None else "start:student",
-    }
-    try:
-        file = registry.entry("benchmark", row.suite).target
-        recipe = registry.entry("recipe", row.algo)
-        if (recipe.distribution, recipe.version) != (row.recipe.distribution, row.recipe.version):
-            return None
-        if Recipe.read(recipe.target).version != row.recipe_version:
-            return None
-        device = str(row.config.get("device", "auto"))
-        cell = Planned(row.suite, str(file), row.pair, row.algo, row.subset, row.seed, inputs, (), device)
-        known = suite.model_copy(update={"settings": suite.settings or pair.architecture})
-        config = configuration(cell, known, registry, pair, models)
-    except UserError:
-        return None
-    return config.model_dump(mode="json", exclude={"output"})
-
-
-def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """``{"a.b": leaf}`` for ``{"a": {"b": leaf}}``."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _leaves(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return found
 
 
 def _measured(row: Row, suite: Benchmark) -> Iterator[Found]:
@@ -196,18 +154,19 @@ def _measured(row: Row, suite: Benchmark) -> Iterator[Found]:
             yield "problem", f"hashes.{name} is {row.hashes[name][:12]}, and the suite pins {pinned[:12]}."
 
 
-def _of_all(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
-    yield from _seeds(cells, registry)
+def _of_all(held: Sequence[_Held]) -> Iterator[Finding]:
+    cells = [one.cell for one in held]
+    yield from _seeds(held)
     yield from _same_within_a_pair(cells)
-    rows = [cell.row for cell in cells]
-    failed = sum(row.status == "failed" for row in rows)
+    failed = sum(cell.row.status == "failed" for cell in cells)
     if failed:
         yield Finding(None, "warning", f"{failed} of {len(cells)} cells failed.")
-    unknown = sorted({row.algo for row in rows if _unknown(row, registry)})
+    unsure = (one.cell.row for one in held if one.wanted is None and not isinstance(one.suite, str))
+    unknown = sorted({row.algo for row in unsure if row.status == "done"})
     if unknown:
         text = "not installed as they were, so only what the suite fixes was held against their settings"
         yield Finding(None, "note", f"{', '.join(unknown)}: {text}.")
-    absent = sum(row.outputs is not None and cell.answers is None for row, cell in zip(rows, cells, strict=True))
+    absent = sum(cell.row.outputs is not None and cell.answers is None for cell in cells)
     if absent:
         text = f"The answers of {absent} of {len(cells)} cells are not beside the file, and nobody can read them."
         yield Finding(None, "warning", text)
@@ -216,24 +175,18 @@ def _of_all(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
         yield Finding(None, "note", f"Parts came from {', '.join(sorted(origins))}.")
 
 
-def _unknown(row: Row, registry: Registry) -> bool:
-    suite = _suite(registry, row)
-    return row.status == "done" and not isinstance(suite, str) and expected_settings(row, suite, registry) is None
-
-
-def _seeds(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
+def _seeds(held: Sequence[_Held]) -> Iterator[Finding]:
     """Each seed of an algorithm once, and all that the suite asks for."""
-    groups: dict[tuple[str, str, str], dict[int, Cell]] = {}
-    for cell in cells:
-        row = cell.row
+    groups: dict[tuple[str, str, str], dict[int, _Held]] = {}
+    for one in held:
+        row = one.cell.row
         seeds = groups.setdefault((row.suite, row.pair, row.name), {})
-        before = seeds.setdefault(row.seed, cell)
-        if before is not cell:
-            text = f"{row.name} with seed {row.seed} on {row.pair} is on line {before.line} too."
-            yield Finding(cell.line, "problem", text)
+        before = seeds.setdefault(row.seed, one)
+        if before is not one:
+            text = f"{row.name} with seed {row.seed} on {row.pair} is on line {before.cell.line} too."
+            yield Finding(one.cell.line, "problem", text)
     for (name, pair, algorithm), seeds in groups.items():
-        one = next(iter(seeds.values()))
-        suite = _suite(registry, one.row)
+        suite = next(iter(seeds.values())).suite
         if isinstance(suite, str):
             continue
         missing = sorted(set(range(suite.seeds)) - set(seeds))
@@ -241,7 +194,7 @@ def _seeds(cells: Sequence[Cell], registry: Registry) -> Iterator[Finding]:
             text = f"{algorithm} on {pair} lacks the seeds {', '.join(map(str, missing))} of {name}'s {suite.seeds}."
             yield Finding(None, "warning", text)
         for seed in sorted(set(seeds) - set(range(suite.seeds))):
-            yield Finding(seeds[seed].line, "problem", f"{name} has the seeds 0 to {suite.seeds - 1}, not {seed}.")
+            yield Finding(seeds[seed].cell.line, "problem", f"{name} has the seeds 0 to {suite.seeds - 1}, not {seed}.")
 
 
 def _same_within_a_pair(cells: Sequence[Cell]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
 from distillzoo.benchmarks.harness.cell import ROW
 from distillzoo.benchmarks.harness.executors import chosen_executor
-from distillzoo.benchmarks.harness.matrix import run_matrix
+from distillzoo.benchmarks.harness.matrix import read_row, run_matrix
 from distillzoo.benchmarks.harness.plan import plan, suite_hash
 from distillzoo.benchmarks.harness.row import Row, Score
 from distillzoo.benchmarks.harness.view import View
@@ -127,7 +127,7 @@ def reproduce(row: Row, cells: Sequence[Cell], inputs: Mapping[str, str], out: P
     os.environ["OMP_NUM_THREADS"] = str(row.threads)  # of the cell's process: another number may round otherwise
     with View((suite.headline.metric, suite.headline.decoding), quiet=False) as view:
         standing = run_matrix(planned, out, chosen_executor("local", 1, device), True, view)
-    now = Row.model_validate_json((out / "cells" / planned[0].folder / ROW).read_text(encoding="utf-8"))
+    now = read_row(out / "cells" / planned[0].folder / ROW)
     if now.status == "failed":
         raise UserError(f"The cell failed: {now.error}")
     return Again(row, now, suite, _spread(row, cells, suite), not standing.skipped)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from distillzoo.benchmarks.harness.row import Row
 from distillzoo.benchmarks.leaderboard.claims import Race, races
 from distillzoo.benchmarks.leaderboard.standings import COSTS, Standing, standings
-from distillzoo.benchmarks.leaderboard.table import Column, Table
+from distillzoo.benchmarks.leaderboard.table import Table
 from distillzoo.benchmarks.leaderboard.words import ends, figure, sentence, short
 from distillzoo.benchmarks.statistics.bootstrap import Interval, label
 from distillzoo.core.metric import ARROWS
@@ -54,12 +54,12 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
     heads += [f"{c.label}{ARROWS.get(c.direction, '')} ({c.task}, {c.decoding})" for c in columns]
     heads += [f"P(better than {baseline})", "p, adjusted"] if compared else []
     heads += [*map(str, COSTS), "seeds", "from"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = []
     for standing in ranked:
         cells = [standing.line.label]
         if len(table.headline) > 1:
-            cells += [_with_ends(found, columns[0]) for found in (standing.headline, standing.iqm)]
-        cells += [_with_ends(standing.scores[column], column) for column in columns]
+            cells += [_with_ends(found, columns[0].digits) for found in (standing.headline, standing.iqm)]
+        cells += [_with_ends(standing.scores[column], column.digits) for column in columns]
         if compared:
             against = standing.against
             cells += (
@@ -70,7 +70,12 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
         cells += [label(len(standing.line.done)) + (f", {failed} failed" if failed else "")]
         cells += [", ".join(standing.line.distributions)]
         lines.append([_plain(cell) for cell in cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _drawn(heads, lines)
+
+
+def _drawn(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines))
 
 
 def _race(race: Race) -> str:
@@ -91,24 +96,19 @@ def _race(race: Race) -> str:
     heads = ["algorithm", "seeds that reach it"]
     for measure in measures:
         heads += [measure, f"÷ {reference}'s"]
-    table = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    table = []
     for runner in race.runners:
         if runner.reached > 0 or runner.name == reference:
             cells = [runner.name, runner.share]
             for reach in runner.reach.values():
-                cells += [short(reach.median), "1" if runner.name == reference else _ratio(reach.ratio)]
+                cells += [short(reach.median), "1" if runner.name == reference else _with_ends(reach.ratio, 2)]
             table.append([_plain(cell) for cell in cells])
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in table)]) + "\n"
+    return "\n".join([*lines, _drawn(heads, table)])
 
 
-def _ratio(ratio: Interval | None) -> str:
-    between = ends(ratio, 2)
-    return figure(ratio.value if ratio else None, 2) + (f" ({between})" if between else "")
-
-
-def _with_ends(interval: Interval | None, column: Column) -> str:
-    value = figure(interval.value if interval else None, column.digits)
-    between = ends(interval, column.digits)
+def _with_ends(interval: Interval | None, digits: int) -> str:
+    value = figure(interval.value if interval else None, digits)
+    between = ends(interval, digits)
     return f"{value} ({between})" if between else value
 
 

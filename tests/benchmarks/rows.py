@@ -1,6 +1,8 @@
 """Rows of ``results.jsonl`` without a training: what the harness would write of cells of the ``micro`` benchmark."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,8 @@ import numpy as np
 from distillzoo.benchmarks.harness.benchmark import Benchmark, benchmark_of
 from distillzoo.benchmarks.harness.cell import config_hash
 from distillzoo.benchmarks.harness.plan import suite_hash
-from distillzoo.benchmarks.harness.row import CurvePoint, Row
-from distillzoo.benchmarks.leaderboard.check import expected_settings
+from distillzoo.benchmarks.harness.row import CurvePoint, Row, write_lines
+from distillzoo.benchmarks.leaderboard.settings import expected_settings
 from distillzoo.core.recipe import Recipe
 from distillzoo.core.registry import installed
 
@@ -83,6 +85,22 @@ def failed(algo: str, seed: int, error: str, **changes: Any) -> Row:
     """A cell that ended with an error before it had a device."""
     nothing = {"scores": [], "curve": [], "positions": [], "references": {}, "cost": None, "hashes": {}, "parts": {}}
     return row(algo, seed, status="failed", error=error, device="", config={}, steps=0, **nothing, **changes)
+
+
+def zoo(seeds: int = 5) -> list[Row]:
+    """Three algorithms: kd, a better one that is three times as fast, and a worse one."""
+    kinds: dict[str, dict[str, float]] = {
+        "kd": {"level": 80},
+        "bd-iql": {"level": 90, "speed": 3},
+        "minillm": {"level": 70, "speed": 0.2},
+    }
+    return [row(algo, seed, **kind) for algo, kind in kinds.items() for seed in range(seeds)]
+
+
+def written(folder: Path, rows: Sequence[Row], name: str = "results.jsonl") -> Path:
+    path = folder / name
+    path.write_text(write_lines(rows), encoding="utf-8")
+    return path
 
 
 def part(name: str, distribution: str = "distillzoo") -> dict[str, str]:
