@@ -146,7 +146,10 @@ class RunConfig(_Section):
     )
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    dtype: Dtype = Field("auto", description="of the matrix products; auto: bfloat16 on a GPU, else float32")
+    dtype: Dtype = Field(
+        "auto",
+        description="of the matrix products in training, sampling, evaluation; auto: bfloat16 on a GPU, else float32",
+    )
     output: Path | None = Field(None, description="run directory; default: a new one below runs/")
     wandb: bool = Field(False, description="log to Weights & Biases too (WANDB_MODE=offline works)")
 

@@ -20,12 +20,12 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from distillzoo.core.errors import cannot
 from distillzoo.core.extraction import Decoding
-from distillzoo.core.mixture import Mixing, Mixture, Recording
+from distillzoo.core.mixture import Mixing, Mixture, Nucleus, Recording
+from distillzoo.core.models import products_in
 from distillzoo.core.rounds import derived
 from distillzoo.core.trajectories import Completion, Sampler
 
@@ -54,6 +54,7 @@ class Generator:
         with_logprobs: whether completions carry the log-probabilities, in nats, of exactly the distributions that the
             tokens are drawn from: after mixture, temperature and nucleus; 0 where the likeliest token is picked.
         mixture: a teacher to be mixed in, token by token.
+        dtype: of the matrix products; the weights' where it is None.
     """
 
     model: PreTrainedModel
@@ -65,6 +66,7 @@ class Generator:
     progress: Progress = lambda count: None
     with_logprobs: bool = False
     mixture: Mixture | None = None
+    dtype: torch.dtype | None = None
 
     @torch.no_grad()
     def __call__(
@@ -78,7 +80,8 @@ class Generator:
         completions = {i: Completion([], False, [] if self.with_logprobs else None) for i in range(len(prompts))}
         by_length = sorted((i for i in completions if most[i] > 0), key=lambda i: len(prompts[i]))
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _for_sampling(self.model):
+        # one autocast around all steps: each weight is cast once, not once a token
+        with torch.random.fork_rng(devices), _for_sampling(self.model), products_in(self.dtype, self.model):
             torch.manual_seed(seed)
             for start in range(0, len(by_length), self.batch_size):
                 part = by_length[start : start + self.batch_size]
@@ -136,7 +139,7 @@ def _warpers(decoding: Decoding) -> list[LogitsProcessor]:
     if decoding.temperature not in (0.0, 1.0):
         found.append(TemperatureLogitsWarper(float(decoding.temperature)))
     if decoding.temperature > 0 and decoding.top_p < 1.0:
-        found.append(TopPLogitsWarper(decoding.top_p))
+        found.append(Nucleus(decoding.top_p))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What is done to the logits while sampling: a teacher mixed in, and the log-probabilities of what was picked."""
+"""What is done to the logits while sampling: a teacher mixed in, the nucleus, and the record of what was picked."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from distillzoo.core.logits import DenseLogits
 from distillzoo.core.models import Backbone
+from distillzoo.core.prefixes import prefixes, reaching
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,22 @@ class Mixing(LogitsProcessor):
         if backbone.vocabulary.holes is not None:
             logits = logits.index_fill(1, backbone.vocabulary.holes.to(logits.device), -math.inf)
         return logits
+
+
+@dataclass(eq=False)
+class Nucleus(LogitsProcessor):
+    """Keeps each row's likeliest tokens up to the mass ``p``, found without sorting the vocabulary."""
+
+    p: float
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``[B, V']`` scores to the same with -inf at the tokens after the nucleus."""
+        nucleus = prefixes(DenseLogits(scores, scores.shape[1], None), lambda logprobs, _: reaching(logprobs, self.p))
+        rows, columns = nucleus.mask.nonzero(as_tuple=True)
+        actions = nucleus.actions[rows, columns]
+        cut = torch.full_like(scores, -math.inf)
+        cut[rows, actions] = scores[rows, actions]
+        return cut
 
 
 @dataclass(eq=False)

@@ -257,6 +257,15 @@ def _head_explains(model: PreTrainedModel, head: nn.Linear) -> bool:
     )
 
 
+def products_in(dtype: torch.dtype | None, model: PreTrainedModel) -> torch.autocast:
+    """Have the matrix products of float32 weights run in a shorter data type; off where the weights have it already.
+
+    It is off too for None and for float32, also inside another's autocast.
+    """
+    shorter = dtype is not None and dtype.itemsize < model.dtype.itemsize
+    return torch.autocast(model.device.type, dtype if shorter else torch.bfloat16, enabled=shorter)
+
+
 @contextmanager
 def _in_eval_mode(model: PreTrainedModel) -> Iterator[None]:
     training = model.training

@@ -33,6 +33,7 @@ from distillzoo.core.models import (
     load_model,
     load_student,
     load_tokenizer,
+    products_in,
     shared_vocabulary,
     stop_tokens,
     tokenizer_hash,
@@ -328,6 +329,7 @@ class World:
             max_new_tokens=self.config.evaluate.max_new_tokens or room,
             batch_size=batch_size,
             progress=self.reporter.advance,
+            dtype=self.dtype,
         )
 
     @cached_property
@@ -436,7 +438,8 @@ class World:
 
     def _held_out_loss(self) -> float:
         rows = self.encoder.encode(self._limited[1][:HELD_OUT_ROWS], Truncation())
-        return mean_nll(self.student, rows, self.tokenizer.pad_token_id, self.config.evaluate.batch_size)
+        with products_in(self.dtype, self.student.model):
+            return mean_nll(self.student, rows, self.tokenizer.pad_token_id, self.config.evaluate.batch_size)
 
     def evaluate(
         self,
@@ -464,7 +467,7 @@ class World:
             drawing = replace(self.generator(self.teacher, size), progress=lambda count: None)
             return self._kept_samples(drawing, "transformers")(prompts, decoding, seed)
 
-        with self.reporter.stage(f"evaluating {what}", total=len(rows)):
+        with self.reporter.stage(f"evaluating {what}", total=len(rows)), products_in(self.dtype, model.model):
             return evaluate(
                 self.generator(model, size),
                 model,

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from transformers import TopPLogitsWarper
 
 from distillzoo.core import generation
 from distillzoo.core.extraction import Decoding
 from distillzoo.core.generation import Generator, KeptSamples
-from distillzoo.core.mixture import Mixture
+from distillzoo.core.mixture import Mixture, Nucleus
 from distillzoo.core.models import Backbone, Vocabulary, backbone
 from distillzoo.core.trajectories import Completion
 from tests.tiny import VOCABULARY, tiny_model
@@ -273,3 +274,36 @@ def test_anything_that_changes_the_samples_makes_new_ones(keeper):
     make()(PROMPTS[:2], Decoding(), 0)
     make(teacher="b")(PROMPTS, Decoding(), 0)
     assert len(calls) == 5
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.8, 0.999])
+def test_the_nucleus_is_that_of_transformers(p):
+    scores = (
+        torch.randn(50, 3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        * torch.linspace(0.01, 5, 50)[:, None]
+    )
+    scores[:, 7] = -math.inf
+    found = Nucleus(p)(torch.zeros(50, 1), scores)
+    assert torch.equal(found, TopPLogitsWarper(p)(None, scores))
+
+
+def test_a_shorter_data_type_is_that_of_the_products_and_not_of_the_weights():
+    model, seen = tiny_model(), []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    found = generator(model, dtype=torch.bfloat16, with_logprobs=True)(PROMPTS, Decoding(), seed=0)
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    exact = generator(model, with_logprobs=True)(PROMPTS, Decoding(), seed=0)
+    pairs = [(a, b) for x, y in zip(found, exact, strict=True) if x.tokens == y.tokens
+             for a, b in zip(x.logprobs, y.logprobs, strict=True)]  # fmt: skip
+    assert pairs
+    assert all(a == pytest.approx(b, abs=0.05) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_weights_that_have_the_data_type_are_not_under_anothers_autocast(dtype):
+    model, seen = tiny_model().bfloat16() if dtype == torch.bfloat16 else tiny_model(), []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.float16):
+        generator(model, dtype=dtype)(PROMPTS, Decoding(), seed=0)
+    assert set(seen) == {model.dtype}
