@@ -180,6 +180,20 @@ def world(registry, tiny) -> World:
     return found
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_students_products_have_the_runs_data_type_in_sampling_and_reading(world, registry, dtype):
+    world = World(world.config.model_copy(update={"dtype": dtype}), registry)
+    world.load()
+    model, seen = world.student.model, {"sampling": set(), "reading": set()}
+    product = model.get_decoder().layers[0].mlp.down_proj
+    product.register_forward_hook(
+        lambda module, args, out: seen["sampling" if out.shape[1] == 1 else "reading"].add(out.dtype)
+    )
+    world.evaluate(world.student, "the student", metrics=["reverse-kl"])
+    assert seen == {"sampling": {world.dtype}, "reading": {world.dtype}}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 def kept_files() -> list[Path]:
     return list(cache_folder().rglob("*.parquet"))
 
