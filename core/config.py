@@ -189,7 +189,7 @@ def resolve(
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise _locate(error) from None
+        raise _explained(error) from None
     _fill_from_suite(config, registry)
     _make_paths_absolute(config, registry)
     for kind in PART_KINDS:
@@ -360,23 +360,10 @@ def _make_paths_absolute(config: RunConfig, registry: Registry) -> None:
         config.teacher_cache = config.teacher_cache.expanduser().resolve()
 
 
-def _locate(error: ValidationError) -> UserError:
-    """The message for a wrong tree, with the valid names of the section that holds the unknown field."""
+def _explained(error: ValidationError) -> UserError:
     first = error.errors(include_url=False)[0]
-    section: Any = RunConfig
-    for part in first["loc"][:-1]:
-        section = _section(section, str(part))
-    valid = section.model_fields if section is not None else ()
     if first["type"] == "missing" and first["loc"] in {("subset",), ("objective",)}:
         return UserError(
             f"The run has no {first['loc'][0]}: name an algorithm with --algo, or the part with --{first['loc'][0]}."
         )
-    return explain(error, "", valid)
-
-
-def _section(model: Any, field: str) -> Any:
-    info = model.model_fields.get(field) if model is not None else None
-    for candidate in getattr(info.annotation, "__args__", ()) or (info.annotation,) if info else ():
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    return explain(error, "", RunConfig)

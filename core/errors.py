@@ -1,10 +1,12 @@
 """Errors that are meant for people."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 
 class UserError(Exception):
@@ -32,14 +34,20 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Valid names: {', '.join(names)}." if names else " None is registered."
 
 
-def explain(error: ValidationError, where: str, valid: Iterable[str] = ()) -> UserError:
-    """Turn pydantic's list of errors into one paragraph that names each field, its value and what would be right."""
+def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> UserError:
+    """Turn pydantic's list of errors into one paragraph that names each field, its value and what would be right.
+
+    Args:
+        error: what pydantic found.
+        where: stands before the fields' names.
+        model: what was to be built; the valid names of an unknown field are those of its section there.
+    """
     problems = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in (where, *item["loc"]) if str(part))
         if item["type"] == "extra_forbidden":
             name = str(item["loc"][-1])
-            problems.append(f"'{field}' is not a known field.{suggest(name, valid)}")
+            problems.append(f"'{field}' is not a known field.{suggest(name, _fields(model, item['loc'][:-1]))}")
         elif item["type"] == "missing":
             problems.append(f"'{field}' is required")
         else:
@@ -50,6 +58,28 @@ def explain(error: ValidationError, where: str, valid: Iterable[str] = ()) -> Us
             problems.append(f"'{field}' is {item['input']!r}: {message[:1].lower()}{message[1:]}")
     text = "; ".join(problem.rstrip(".") for problem in problems)
     return UserError(text if text.endswith("?") else f"{text}.")
+
+
+def _fields(kind: Any, path: Sequence[str | int]) -> Iterable[str]:
+    """Names of the fields of the section at ``path`` in a type; none where it is no model."""
+    for part in path:
+        kind = next((inner for one in _members(kind) if (inner := _inner(one, part)) is not None), None)
+    return next((one.model_fields for one in _members(kind) if _is_model(one)), ())
+
+
+def _inner(kind: Any, part: str | int) -> Any:
+    """The type of a model's field, or of the members of a mapping or a list."""
+    if _is_model(kind):
+        return kind.model_fields[part].annotation if part in kind.model_fields else None
+    return next(reversed(get_args(kind)), None)
+
+
+def _members(kind: Any) -> Sequence[Any]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def cannot(action: str, path: Path, error: OSError) -> UserError:

@@ -44,6 +44,6 @@ class Part(BaseModel):
         try:
             return cls(**params)
         except ValidationError as error:
-            raise explain(error, where, cls.model_fields) from None
+            raise explain(error, where, cls) from None
         except TypeError as error:  # a method that every part of its kind has is missing
             raise UserError(f"{where}: {error}.") from None

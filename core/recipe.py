@@ -46,7 +46,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(read_yaml(path))
         except ValidationError as error:
-            raise UserError(f"Recipe '{path}': {explain(error, '', cls.model_fields)}") from None
+            raise UserError(f"Recipe '{path}': {explain(error, '', cls)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class Benchmark(_Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             where = f"Benchmark '{path}'" + (f" with --set {', '.join(own)}" if own else "")
-            raise UserError(f"{where}: {explain(error, '', cls.model_fields)}") from None
+            raise UserError(f"{where}: {explain(error, '', cls)}") from None
 
     def given(self, values: Mapping[str, str]) -> dict[str, str]:
         """The inputs' values: those given, else the defaults. Files are named by absolute paths.

@@ -199,7 +199,7 @@ def parse_row(line: str, where: str) -> Row:
     try:
         return Row.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, where, Row.model_fields) from None
+        raise explain(error, where, Row) from None
 
 
 def write_lines(rows: Iterable[Row]) -> str:

@@ -146,4 +146,4 @@ def _read(folder: Path, row: Row) -> Iterator[Answer]:
             try:
                 yield Answer.model_validate_json(line)
             except ValidationError as error:
-                raise explain(error, f"{path}, line {number}", Answer.model_fields) from None
+                raise explain(error, f"{path}, line {number}", Answer) from None

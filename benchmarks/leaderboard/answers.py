@@ -63,6 +63,6 @@ def _answer(line: str, where: str) -> Answer:
     try:
         return Answer.model_validate(json.loads(line))
     except ValidationError as error:
-        raise explain(error, where, Answer.model_fields) from None
+        raise explain(error, where, Answer) from None
     except ValueError as error:
         raise UserError(f"{where}: no valid JSON ({error}).") from None
