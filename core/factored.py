@@ -166,7 +166,7 @@ def _own_gradient(weight: Tensor) -> Tensor | None:
     return weight.grad if weight.grad.layout == torch.strided else None
 
 
-def _remember(ctx: Any, head: Head, hidden: Tensor, *extra: Tensor) -> None:
+def _remember(ctx: Any, head: Head, hidden: Tensor, *extra: Tensor | None) -> None:
     ctx.save_for_backward(hidden, head.weight, head.bias, *extra)
     ctx.size, ctx.holes, ctx.dtype, ctx.direct = head.size, head.holes, compute_dtype(hidden), head.sparse_gradient
 
@@ -179,18 +179,22 @@ class _LogSumExp(_HeadFunction):
         dtype = compute_dtype(hidden)
         used = head.used(dtype)
         kernels = _kernels(dtype, hidden, weight, bias)
+        kept = None
         if kernels is not None:
             result: Tensor = kernels.logsumexp(hidden.to(dtype), used.weight, used.size, used.bias, used.holes)
+        elif len(hidden) <= step and any(ctx.needs_input_grad):  # one block may wait for the backward pass
+            kept = _logits(hidden.to(dtype), used)
+            result = _reduced(kept, part)
         else:
             result = torch.cat([_reduced(_logits(states.to(dtype), used), part) for states in hidden.split(step)])
-        _remember(ctx, head, hidden, result)
+        _remember(ctx, head, hidden, result, kept)
         ctx.step = step
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias, result = ctx.saved_tensors
+        hidden, weight, bias, result, kept = ctx.saved_tensors
         ctx.inputs = (hidden, weight, bias)
         chunks = [slice(start, start + ctx.step) for start in range(0, len(hidden), ctx.step)]
 
@@ -198,7 +202,8 @@ class _LogSumExp(_HeadFunction):
 
         def softmax(rows: slice, states: Tensor, used: Head) -> Tensor:
             if kernels is None:
-                return _logits(states, used).sub_(result[rows, None]).exp_().mul_(grad[rows, None])
+                relative = _logits(states, used).sub_(result[rows, None]) if kept is None else kept - result[:, None]
+                return relative.exp_().mul_(grad[rows, None])
             chunk: Tensor = kernels.softmax_gradient(
                 states, used.weight, used.size, used.bias, used.holes, result[rows], grad[rows], ctx.dtype
             )
