@@ -24,6 +24,7 @@ class Recipe(BaseModel):
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="further configuration by suite or by the teacher's model type"
     )
+    trials: int | None = Field(None, ge=0, description="tuning trials that the settings rest on, where it is known")
 
     @field_validator("run")
     @classmethod

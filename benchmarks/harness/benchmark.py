@@ -130,6 +130,12 @@ class Benchmark(_Section):
         wanted = self.decodings[self.headline.decoding].metrics
         if self.headline.metric not in wanted:
             raise ValueError(f"headline.metric is '{self.headline.metric}', which is not measured.")
+        measured = {metric for decoding in self.decodings.values() for metric in decoding.metrics}
+        for metric in self.curve.metrics if self.curve is not None else ():
+            if metric not in measured:  # the scores say which values are better
+                raise ValueError(
+                    f"curve.metrics has '{metric}', which no decoding measures.{suggest(metric, measured)}"
+                )
         for name in self.pairs:
             if not PAIR_NAME.fullmatch(name):
                 raise ValueError(f"pairs.{name}: a name is lower-case words, figures, dots and hyphens.")
@@ -218,8 +224,16 @@ def sha256_of(path: Path) -> str:
 
 
 def content(inputs: Mapping[str, str]) -> dict[str, str]:
-    """What inputs are: the hash of a file, whatever it is called; the name of anything else."""
-    return {name: sha256_of(Path(value)) if Path(value).is_file() else value for name, value in inputs.items()}
+    """What inputs are: the hash of a file, whatever it is called; a folder's name with the sizes and times of its
+    files, which hold gigabytes; the name of anything else."""
+    return {name: _identity(Path(value)) if Path(value).exists() else value for name, value in inputs.items()}
+
+
+def _identity(path: Path) -> str:
+    if path.is_file():
+        return sha256_of(path)
+    files = ((file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file())
+    return " ".join([str(path), *(f"{name} {facts.st_size} {facts.st_mtime_ns}" for name, facts in files)])
 
 
 def _inputs_in(tree: Any) -> set[str]:

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -119,6 +120,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     models = models_of(cell, benchmark, registry, pair, out / "shared")
     config = configuration(cell, benchmark, registry, pair, models)
     cached = cache_of(config, registry, out / "shared") if benchmark.teacher_cache else None
+    shared = time.perf_counter() - start
     if cached is not None:
         config.teacher_cache = cached.folder
     must_be_pinned(benchmark, registry, config)
@@ -130,7 +132,11 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
             RunDirectory.create(directory.path)
         distil(config, registry, directory, Reporter(quiet=False), score=False)
     result = json.loads(directory.result.read_text(encoding="utf-8"))
+    trained = time.perf_counter()
     found = scored(cell, benchmark, registry, config, directory.model)
+    evaluated = time.perf_counter()
+    beside = references(cell, benchmark, registry, config, out / "shared")
+    shared += time.perf_counter() - evaluated
     answers = out / "answers" / f"{cell.folder}.jsonl"
     write_whole(answers, "".join(answer.model_dump_json() + "\n" for answer in found.answers))
     training = result["training"]
@@ -145,11 +151,13 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
         **_facts(cell, benchmark, tree, result, found.hashes),
         status="done",
         scores=found.scores,
-        references=references(cell, benchmark, registry, config, out / "shared"),
+        references=beside,
         curve=[_point(point) for point in directory.read(directory.curve)],
         positions=found.positions,
         cost=Cost(
             seconds=time.perf_counter() - start,
+            evaluation_seconds=evaluated - trained,
+            shared_seconds=shared,
             training_seconds=training["seconds"],
             peak_memory_bytes=result["peak_memory_bytes"],
             **{name: training[name] for name in _ACCOUNT},
@@ -175,12 +183,13 @@ def _facts(
 
     registry = installed()
     suite, recipe = registry.entry("benchmark", cell.suite), registry.entry("recipe", cell.algo)
+    chosen = Recipe.read(Path(recipe.target))
 
     def used(kind: Kind, name: str) -> PartUsed:
         entry = registry.entry(kind, name)
         return PartUsed(name=name, distribution=entry.distribution, version=entry.version)
 
-    git = git_revision()
+    git, device, threads = git_revision(), str(result.get("device", "")), own_threads()
     metrics = sorted({name for decoding in benchmark.decodings.values() for name in decoding.metrics})
     return {
         "suite": cell.suite,
@@ -190,14 +199,14 @@ def _facts(
         "pair": cell.pair,
         "algo": cell.algo,
         "recipe": used("recipe", cell.algo),
-        "recipe_version": Recipe.read(Path(recipe.target)).version,
+        "recipe_version": chosen.version,
         "changes": list(cell.changes),
         "subset": cell.subset,
         "parts": {kind: used(kind, config[kind]["name"]) for kind in PART_KINDS if config},
         "metrics": {name: used("metric", name) for name in metrics if config},
         "seed": cell.seed,
         "steps": result.get("training", {}).get("steps", 0),
-        "trials": benchmark.trials.get(cell.algo),
+        "trials": benchmark.trials.get(cell.algo, chosen.trials),
         "config": config,
         "config_sha256": config_hash(config),
         "decodings": {
@@ -205,13 +214,13 @@ def _facts(
             for name, one in benchmark.decodings.items()
         },
         "hashes": {**result.get("hashes", {}), **tasks},
-        "hardware": hardware(str(result.get("device", ""))),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        "device": result.get("device", ""),
+        "hardware": hardware(device, threads),
+        "threads": threads,
+        "device": device,
         "versions": result.get("versions", versions()),
         "git": None if git is None else git.removesuffix("-dirty"),
         "dirty": None if git is None else git.endswith("-dirty"),
-        "command": command(cell),
+        "command": command(cell, threads if device.startswith("cpu") else None),
     }
 
 
@@ -220,20 +229,34 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def hardware(device: str) -> str:
+def own_threads() -> int:
+    """Threads of this process on a CPU."""
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+
+def hardware(device: str, threads: int) -> str:
     """The class of a machine: the GPU's name, or the processor's and the threads of a cell."""
     if device and not device.startswith("cpu"):
         return device
+    return f"{_processor() or 'cpu'} ({platform.machine()}), {threads} thread(s)"
+
+
+def _processor() -> str:
+    """The processor's name; nothing where the system does not tell it."""
+    if sys.platform == "darwin":
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)
-    return f"{model or 'cpu'} ({platform.machine()}), {threads} thread(s)"
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    arm = [known[name] for name in ("CPU implementer", "CPU part") if name in known]
+    return known.get("model name", " ".join(arm))
 
 
-def command(cell: Cell) -> str:
-    """What runs this cell again."""
-    words = ["distillzoo", "bench", "run", cell.suite, "--algos", cell.algo]
+def command(cell: Cell, threads: int | None) -> str:
+    """What runs this cell again, with so many threads on a CPU and None elsewhere."""
+    words = [] if threads is None else [f"OMP_NUM_THREADS={threads}"]
+    words += ["distillzoo", "bench", "run", cell.suite, "--algos", cell.algo]
     words += ["--subsets", cell.subset] if cell.subset is not None else []
     words += ["--pairs", cell.pair, "--seed", str(cell.seed)]
     words += [] if cell.device == "auto" else ["--device", cell.device]
@@ -241,7 +264,7 @@ def command(cell: Cell) -> str:
         words += ["--input", f"{name}={name.upper()}"]
     for change in cell.changes:
         words += ["--set", change]
-    return shlex.join([*words, "--out", "again"])
+    return shlex.join([*words, "--out", f"again/{cell.folder}"])
 
 
 def _die_with_the_harness() -> None:

@@ -49,6 +49,10 @@ class Cluster:
         gpus = int(found.get("GPU", 0)) if device == "auto" or device.startswith("cuda") else 0
         return cls(jobs or gpus or int(found.get("CPU", 1)), min(1, gpus))
 
+    @property
+    def threads(self) -> int | None:
+        return int(os.environ["OMP_NUM_THREADS"]) if "OMP_NUM_THREADS" in os.environ and not self.gpus else None
+
     def run(self, folders: Sequence[Path]) -> Iterator[Event]:
         import ray
 

@@ -1,6 +1,7 @@
 """``distillzoo bench run``."""
 
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -119,8 +120,8 @@ def run(
             try:
                 standing = run_matrix(cells, target, chosen_executor(executor, jobs, device), resume, view)
             except KeyboardInterrupt:
-                words = [word for word in sys.argv[1:] if word != "--resume"]
-                click.echo(f"Stopped. Go on with: distillzoo {' '.join(words)} --resume", err=True)
+                words = shlex.join(word for word in sys.argv[1:] if word != "--resume")
+                click.echo(f"Stopped. Go on with: distillzoo {words} --resume", err=True)
                 sys.exit(130)
     done = standing.total - len(standing.failed)
     click.echo(f"{done} of {standing.total} cells done, {len(standing.failed)} failed")

@@ -33,6 +33,10 @@ class Executor(Protocol):
 
     jobs: int
 
+    @property
+    def threads(self) -> int | None:
+        """Of a cell on a CPU, where this process says it."""
+
     def run(self, folders: Sequence[Path]) -> Iterator[Event]:
         """Run all cells; ends when they have. Leaving the loop ends what is running."""
 
@@ -48,6 +52,12 @@ class Local:
 
     jobs: int
     gpus: int
+
+    @property
+    def threads(self) -> int | None:
+        if self.gpus:
+            return None
+        return int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // self.jobs)))
 
     def run(self, folders: Sequence[Path]) -> Iterator[Event]:
         waiting, free = list(folders), list(range(self.jobs))
@@ -78,7 +88,7 @@ class Local:
             seen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = seen[slot % self.gpus] if seen != [""] else str(slot % self.gpus)
         else:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            environment["OMP_NUM_THREADS"] = str(self.threads)
         with (folder / LOG).open("ab") as log:
             return subprocess.Popen(cell_process(folder), stdout=log, stderr=log, env=environment)
 

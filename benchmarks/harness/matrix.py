@@ -69,7 +69,7 @@ def run_matrix(cells: Sequence[Cell], out: Path, executor: Executor, resume: boo
     (out / "cells").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
-            waiting = [folder for folder, cell in folders.items() if not _done(folder, cell)]
+            waiting = [folder for folder, cell in folders.items() if not _done(folder, cell, executor.threads)]
             standing = Standing(len(cells), len(cells) - len(waiting), executor.jobs)
             _write_results(out)
             for folder in waiting:
@@ -92,7 +92,7 @@ def run_matrix(cells: Sequence[Cell], out: Path, executor: Executor, resume: boo
         raise UserError(f"Another process works on the matrix in '{out}'.") from None
 
 
-def _done(folder: Path, cell: Cell) -> bool:
+def _done(folder: Path, cell: Cell, threads: int | None) -> bool:
     """Whether the cell ended well before. One that was configured otherwise begins anew.
 
     Raises:
@@ -118,6 +118,12 @@ def _done(folder: Path, cell: Cell) -> bool:
             )
     if row.status == "failed":
         shutil.rmtree(folder / "run", ignore_errors=True)
+    elif threads is not None and row.device.startswith("cpu") and row.threads != threads:
+        raise UserError(
+            f"'{folder}' ran with {row.threads} thread(s), and cells would have {threads} now: their rows would not "
+            f"share a table. Set OMP_NUM_THREADS={row.threads} in the environment, or go on with as many --jobs as "
+            f"before."
+        )
     return row.status == "done"
 
 

@@ -76,6 +76,10 @@ class Cost(_Record):
     """What a cell cost."""
 
     seconds: float = Field(description="of the process that finished the cell, loading and evaluation too")
+    evaluation_seconds: float | None = Field(None, description="of the final scores; null in rows that did not say it")
+    shared_seconds: float | None = Field(
+        None, description="of making what other cells share, or of waiting for it: starts, caches, reference scores"
+    )
     training_seconds: float = Field(description="of training, with what is sampled during it; evaluation apart")
     sampling_seconds: float = Field(description="of the teacher's samples before it, paid when they were drawn")
     peak_memory_bytes: int = Field(description="of the GPU, or resident on a CPU")

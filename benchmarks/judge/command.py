@@ -2,8 +2,9 @@
 
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -26,6 +27,7 @@ USUAL_KEY = "OPENAI_API_KEY"
 @click.option("--decoding", metavar="NAME", help="Only answers sampled so.  [default: the suite's headline]")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts of each task.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Students of this seed.  [default: the lowest]")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def judge(
     folder: Path,
     against: str,
@@ -36,6 +38,7 @@ def judge(
     decoding: str | None,
     limit: int | None,
     seed: int | None,
+    as_json: bool,
 ) -> None:
     """Win-rates of the algorithms in RESULTS_FOLDER, judged by a language model behind an OpenAI-compatible endpoint.
 
@@ -55,6 +58,7 @@ def judge(
         from distillzoo.benchmarks.judge.endpoint import Endpoint
         from distillzoo.benchmarks.judge.ledger import ledger
         from distillzoo.benchmarks.judge.winrate import win_rates
+        from distillzoo.core.cli.output import print_json
         from distillzoo.core.progress import Reporter
         from distillzoo.core.registry import installed
 
@@ -64,8 +68,12 @@ def judge(
         decoding = benchmark_of(installed(), rows[0].suite, rows[0].changes)[0].headline.decoding
     found = contests(folder, rows, against, task, decoding, limit)
     with ledger(folder) as kept:
-        kept.fill(found, referee, Reporter(quiet=False))
+        kept.fill(found, referee, Reporter(quiet=as_json))
         rates = win_rates(found, kept, model)
+    if as_json:
+        facts = {"judge": model, "against": against, "decoding": decoding, "seed": rows[0].seed}
+        print_json({**facts, "win_rates": [_told(rate) for rate in rates]})
+        return
     _print(rates, f"win-rate against {against}, %")
     unparsed = sum(rate.unparsed for rate in rates)
     click.echo(
@@ -73,6 +81,13 @@ def judge(
         f"tie is half a win; 95% bootstrap over prompts.\n{kept.asked} questions asked, the others were judged before. "
         f"{unparsed} replies held no verdict; their prompts are left out."
     )
+
+
+def _told(rate: "WinRate") -> dict[str, Any]:
+    found = asdict(rate)
+    if rate.share is not None:  # one prompt alone has no interval, and JSON no NaN
+        found["share"] = {name: None if math.isnan(value) else value for name, value in asdict(rate.share).items()}
+    return found
 
 
 def _print(rates: "list[WinRate]", column: str) -> None:

@@ -1,5 +1,6 @@
 """Whether a ``results.jsonl`` may be put beside others."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def _of_a_row(held: _Held) -> Iterator[Found]:
     if row.config.get("seed") != row.seed:
         yield "problem", f"seed is {row.seed}, and config.seed is {row.config.get('seed')!r}."
     if not isinstance(suite, str):
+        if row.trials != suite.trials.get(row.algo, row.trials):
+            yield "problem", f"trials is {row.trials}, and the suite says {suite.trials[row.algo]}."
         yield from (("problem", text) for text in departures(row, suite, held.wanted))
         yield from _measured(row, suite)
 
@@ -144,6 +147,11 @@ def _measured(row: Row, suite: Benchmark) -> Iterator[Found]:
             yield "problem", f"A score is not the suite's: {', '.join(place)}."
         elif count > 1:
             yield "problem", f"A score is there {count} times: {', '.join(place)}."
+    for name, task in suite.tasks.items():
+        counts = {score.n for score in row.scores if score.task == name}
+        if len(counts) > 1 or max(counts, default=0) > (task.limit or math.inf):
+            most = "" if task.limit is None else f", at most {task.limit}"
+            yield "problem", f"n of {name} is {', '.join(map(str, sorted(counts)))}, and should be one number{most}."
     if row.cost is None:
         yield "problem", "cost is missing."
     for name in SHARED:
@@ -166,7 +174,8 @@ def _of_all(held: Sequence[_Held]) -> Iterator[Finding]:
     if unknown:
         text = "not installed as they were, so only what the suite fixes was held against their settings"
         yield Finding(None, "note", f"{', '.join(unknown)}: {text}.")
-    absent = sum(cell.row.outputs is not None and cell.answers is None for cell in cells)
+    published = [one.cell for one in held if not isinstance(one.suite, str) and one.suite.answers_may_be_published]
+    absent = sum(cell.row.outputs is not None and cell.answers is None for cell in published)
     if absent:
         text = f"The answers of {absent} of {len(cells)} cells are not beside the file, and nobody can read them."
         yield Finding(None, "warning", text)
@@ -192,7 +201,7 @@ def _seeds(held: Sequence[_Held]) -> Iterator[Finding]:
         missing = sorted(set(range(suite.seeds)) - set(seeds))
         if missing:
             text = f"{algorithm} on {pair} lacks the seeds {', '.join(map(str, missing))} of {name}'s {suite.seeds}."
-            yield Finding(None, "warning", text)
+            yield Finding(None, "problem", text)
         for seed in sorted(set(seeds) - set(range(suite.seeds))):
             yield Finding(seeds[seed].cell.line, "problem", f"{name} has the seeds 0 to {suite.seeds - 1}, not {seed}.")
 

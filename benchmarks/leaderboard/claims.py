@@ -10,7 +10,7 @@ from distillzoo.benchmarks.harness.row import CurvePoint, Row
 from distillzoo.benchmarks.leaderboard.curves import curve_metrics
 from distillzoo.benchmarks.leaderboard.standings import seeded
 from distillzoo.benchmarks.leaderboard.table import Line, Table
-from distillzoo.benchmarks.statistics.bootstrap import Interval
+from distillzoo.benchmarks.statistics.bootstrap import ENOUGH, Interval
 from distillzoo.benchmarks.statistics.scores import Values
 from distillzoo.benchmarks.statistics.target import Claim, Verdict, cost_to_reach, ratio_of_costs, share_reached
 
@@ -63,10 +63,12 @@ class Reach:
     Attributes:
         median: over seeds; inf where half of them never get there.
         ratio: to the reference's median, capped as `_costs` says, over the seeds that both have; None without any.
+        common: number of those seeds.
     """
 
     median: float
     ratio: Interval | None
+    common: int
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,12 @@ class Judged:
     """A claim held against an algorithm's figures, in each of its measures."""
 
     runner: Runner
+    name: str
     verdicts: Mapping[str, Verdict]
 
     @property
     def by_the_paper(self) -> bool:
-        return self.runner.name == CLAIMANT
+        return self.name == CLAIMANT
 
 
 @dataclass(frozen=True)
@@ -141,23 +144,28 @@ def _race(table: Table, reference: Line, metric: str, published: Published | Non
             reach = _reach(theirs if line is reference else costs, theirs)
             runners.append(Runner(label, len(reached), share_reached(reached), reach))
     judged = [
-        Judged(one, {measure: _verdict(published.claim, one.reach[measure].ratio) for measure in published.measures})
+        Judged(one, name, {m: _verdict(published.claim, one.reach[m]) for m in published.measures})
         for name in (CLAIMANT, ALSO)
+        if published is not None and (line := table.line(name)) is not None
         for one in runners
-        if published is not None and one.name == name
+        if one.name == line.label
     ]
     return Race(reference.label, published, metric, target, tuple(runners), tuple(judged))
 
 
 def _reach(costs: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> dict[str, Reach]:
     return {
-        measure: Reach(float(np.median(list(by_seed.values()))), _ratio(by_seed, theirs[measure]))
+        measure: Reach(
+            float(np.median(list(by_seed.values()))),
+            _ratio(by_seed, theirs[measure]),
+            len(by_seed.keys() & theirs[measure].keys()),
+        )
         for measure, by_seed in costs.items()
     }
 
 
-def _verdict(claim: Claim, ratio: Interval | None) -> Verdict:
-    return "undecided" if ratio is None else claim.verdict(ratio)
+def _verdict(claim: Claim, reach: Reach) -> Verdict:
+    return "undecided" if reach.ratio is None or reach.common < ENOUGH else claim.verdict(reach.ratio)
 
 
 def _costs(line: Line, metric: str, of: Measure, sign: int, target: float, capped: bool = False) -> dict[int, float]:

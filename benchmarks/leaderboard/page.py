@@ -25,6 +25,7 @@ from distillzoo.benchmarks.leaderboard.curves import (
     profiles,
     training_curves,
 )
+from distillzoo.benchmarks.leaderboard.settings import command_of
 from distillzoo.benchmarks.leaderboard.standings import COSTS, MEMORY, SPEED, TRAINING, Standing, standings
 from distillzoo.benchmarks.leaderboard.table import Line, Table, wording
 from distillzoo.benchmarks.statistics.bootstrap import ONE_SEED
@@ -63,7 +64,8 @@ def _board(id: str, table: Table, baseline: str, registry: Registry, targets: Se
     """What the template draws of a table."""
     ranked = standings(table, baseline)
     lines = [standing.line for standing in ranked]
-    marked = None if table.line(baseline) is None else baseline
+    compared_with = table.line(baseline)
+    marked = None if compared_with is None else compared_with.label
     order = [line.label for line in lines]
     return {
         "id": id,
@@ -83,6 +85,7 @@ def _board(id: str, table: Table, baseline: str, registry: Registry, targets: Se
         "positions": _positions(table, lines, marked, registry),
         "profile": _profile(table, order, marked),
         "races": races(table, order, targets),
+        "command": lambda row: command_of(row, table.suite),
         "wording": lambda metric: wording(registry, metric)[0],
         "prompts": side_by_side(table, ranked),
         "chosen": [label for place, label in enumerate(order) if place < 3 or label == marked],

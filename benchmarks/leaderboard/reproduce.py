@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -17,11 +17,19 @@ from distillzoo.benchmarks.harness.row import Row, Score
 from distillzoo.benchmarks.harness.view import View
 from distillzoo.benchmarks.leaderboard.source import Cell
 from distillzoo.benchmarks.leaderboard.words import figure
+from distillzoo.core.config import assignments
 from distillzoo.core.errors import UserError, suggest
 from distillzoo.core.recipe import Recipe
 from distillzoo.core.registry import Registry
 
 Outcome = Literal["exactly", "within the seeds", "not"]
+
+
+REFUSED: Final = {"trust_remote_code", "wandb"}
+"""Fields that would run a stranger's code or send something elsewhere."""
+
+CIRCUMSTANCES: Final = ("git", "dirty", "device", "versions", "hardware", "threads")
+"""Facts of a row under which the same cell gives the same numbers on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,44 @@ class Again:
         return [(score, self.now.score(score.task, score.decoding, score.metric)) for score in self.before.scores]
 
     @property
+    def differences(self) -> list[str]:
+        """What the two cells began from and was not the same."""
+        found = []
+        if self.before.config_sha256 != self.now.config_sha256:
+            found.append("The configuration is not the same.")
+        for what, before in self.before.hashes.items():
+            now = self.now.hashes.get(what, "none")
+            if what not in self._made and now != before:
+                found.append(f"The hash of {what} is not the same: {before[:12]}, now {now[:12]}.")
+        return found
+
+    @property
+    def same_circumstances(self) -> bool:
+        """Whether a CPU computes the same numbers again."""
+        same = all(getattr(self.before, name) == getattr(self.now, name) for name in CIRCUMSTANCES)
+        return same and not self.before.dirty
+
+    @property
+    def _made(self) -> set[str]:
+        """Hashes of what the cells made themselves; another machine's starts are not the same to the last bit."""
+        starts = {"student": "student_before", "teacher": "teacher"}
+        config = self.before.config
+        begun = {starts[which] for which in starts if config[which]["model"] == f"start:{which}"}
+        return {"student_after", "teacher_cache"} | begun
+
+    @property
     def outcome(self) -> Outcome:
-        """Whether the scores are equal or, on the headline, no further apart than seeds are: two deviations."""
+        """Whether the scores are equal or, on the headline, no further apart than seeds are: two deviations.
+
+        The same commit, libraries and class of machine have no excuse: there only equal scores will do on a CPU. What
+        began from other models or data, or under another configuration, reproduces nothing.
+        """
+        if self.differences:
+            return "not"
         if all(score.value == now for score, now in self.scores):
             return "exactly"
+        if self.same_circumstances and self.before.device.startswith("cpu"):
+            return "not"
         before, now = (_headline(row, self.suite) for row in (self.before, self.now))
         if before is None or now is None or self.spread is None:
             return "not"
@@ -95,9 +137,13 @@ def reproduce(row: Row, cells: Sequence[Cell], inputs: Mapping[str, str], out: P
     Raises:
         UserError: the benchmark or the recipe is not installed as it was, an input is missing, or the cell failed.
     """
-    unsafe = [change for change in row.changes if "trust_remote_code" in change]
-    if unsafe:
-        raise UserError(f"The row was made with --set {unsafe[0]}: it would run a stranger's code, so run it yourself.")
+    for change in row.changes:
+        asked = _keys(assignments((change,))) & REFUSED
+        if asked:
+            raise UserError(
+                f"The row was made with --set {change}, and {min(asked)} is not taken from a stranger's row. Run it "
+                f"yourself if you trust it."
+            )
     suite, file = benchmark_of(registry, row.suite, row.changes)
     if suite_hash(file, row.changes) != row.suite_sha256:
         raise UserError(
@@ -133,6 +179,13 @@ def reproduce(row: Row, cells: Sequence[Cell], inputs: Mapping[str, str], out: P
     return Again(row, now, suite, _spread(row, cells, suite), not standing.skipped)
 
 
+def _keys(tree: Any) -> set[str]:
+    """All names of fields in a tree, however deep."""
+    if isinstance(tree, Mapping):
+        return {str(key) for key in tree}.union(*map(_keys, tree.values()))
+    return set().union(*map(_keys, tree)) if isinstance(tree, list) else set()
+
+
 def comparison(again: Again) -> str:
     """Scores then and now, and what they amount to."""
     lines = [] if again.ran else ["The cell was run again by an earlier call; these are its scores."]
@@ -140,16 +193,15 @@ def comparison(again: Again) -> str:
     for score, now in again.scores:
         name = f"{score.task}, {score.decoding}, {score.metric}"
         lines.append(f"{name:{width}}  {figure(score.value, 4):>10}  {figure(now, 4):>10}")
-    if again.before.config_sha256 != again.now.config_sha256:
-        lines.append("The configuration is not the same.")
-    for what, before in again.before.hashes.items():
-        found = again.now.hashes.get(what, "none")
-        if what != "student_after" and found != before:
-            lines.append(f"The hash of {what} is not the same: {before[:12]}, now {found[:12]}.")
+    lines += again.differences
     if again.before.hardware != again.now.hardware:
         lines.append(f"The row is from {again.before.hardware}, and this is {again.now.hardware}.")
     if again.outcome == "exactly":
         lines.append("Reproduced exactly.")
+    elif again.differences:
+        lines.append("Not reproduced: this is another run.")
+    elif again.outcome == "not" and again.same_circumstances:
+        lines.append("Not reproduced: commit, libraries and machine are the same, and so should the scores be.")
     elif again.spread is None:
         lines.append("Not reproduced exactly, and one seed has no spread to hold the difference against.")
     elif again.outcome == "within the seeds":

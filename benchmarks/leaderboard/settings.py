@@ -1,10 +1,11 @@
 """The settings of a row, held against what suite and recipe give."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark
-from distillzoo.benchmarks.harness.cell import configuration
+from distillzoo.benchmarks.harness.cell import command, configuration
 from distillzoo.benchmarks.harness.plan import Cell
 from distillzoo.benchmarks.harness.row import Row
 from distillzoo.core.config import merge
@@ -46,7 +47,6 @@ def expected_settings(row: Row, suite: Benchmark, registry: Registry) -> dict[st
     None where recipe or parts are not installed as they were, so that nobody here can say.
     """
     pair = suite.pairs[row.pair]
-    inputs = {name: f"input:{name}" for name in suite.inputs}
     models = {
         "teacher": pair.teacher if suite.teacher_start is None else "start:teacher",
         "student": pair.student if suite.student_start is None else "start:student",
@@ -58,13 +58,25 @@ def expected_settings(row: Row, suite: Benchmark, registry: Registry) -> dict[st
             return None
         if Recipe.read(recipe.target).version != row.recipe_version:
             return None
-        device = str(row.config.get("device", "auto"))
-        cell = Cell(row.suite, str(file), row.pair, row.algo, row.subset, row.seed, inputs, (), device)
+        cell = _cell(row, suite, str(file))
         known = suite.model_copy(update={"settings": suite.settings or pair.architecture})
-        config = configuration(cell, known, registry, pair, models)
+        config = configuration(replace(cell, changes=()), known, registry, pair, models)
     except UserError:
         return None
     return config.model_dump(mode="json", exclude={"output"})
+
+
+def command_of(row: Row, suite: Benchmark | None) -> str | None:
+    """What runs a row's cell again, made here: the row's own word may come from anyone. None without its suite."""
+    if suite is None:
+        return None
+    return command(_cell(row, suite, ""), row.threads if row.device.startswith("cpu") else None)
+
+
+def _cell(row: Row, suite: Benchmark, file: str) -> Cell:
+    inputs = {name: f"input:{name}" for name in suite.inputs}
+    device = str(row.config.get("device", "auto"))
+    return Cell(row.suite, file, row.pair, row.algo, row.subset, row.seed, inputs, tuple(row.changes), device)
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -1,27 +1,49 @@
 """Which rows may stand in one table, and which of them are one algorithm."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark
 from distillzoo.benchmarks.harness.row import PartUsed, Row
 from distillzoo.benchmarks.leaderboard.source import Cell, same_suite
+from distillzoo.benchmarks.statistics.bootstrap import COVERAGE
 from distillzoo.benchmarks.statistics.scores import Values
 from distillzoo.core.errors import UserError
 from distillzoo.core.registry import Registry
 
+DATA: Final = ("tokenizer", "data")
+"""Hashes of what a cell was trained on and scored on, beside those of its tasks."""
+
+
+BEYOND: Final = 1.25
+"""Times the median of student tokens from which an algorithm is named for them."""
+
 
 class Key(NamedTuple):
-    """What all rows of a table share: figures that differ in any of it are not compared."""
+    """What all rows of a table share: figures that differ in any of it are not compared.
+
+    Attributes:
+        suite: the benchmark.
+        version: its version.
+        sha256: of its file and the settings over it.
+        pair: of models.
+        hardware: class of machine.
+        decodings: how answers were sampled, in words.
+        data: hash of the rows' hashes of tokenizer, training data and tasks.
+    """
 
     suite: str
     version: int
     sha256: str
     pair: str
     hardware: str
+    decodings: str
+    data: str
 
 
 @dataclass(frozen=True)
@@ -128,8 +150,10 @@ class Table:
             for name, scores in known.items()
         }
 
-    def line(self, label: str | None) -> Line | None:
-        return next((line for line in self.lines if line.label == label), None)
+    def line(self, name: str | None) -> Line | None:
+        """The line of a label, else that of an algorithm: of several the one with most seeds, then the last version."""
+        found = [line for line in self.lines if name in (line.label, line.first.name)]
+        return max(found, key=lambda line: (line.label == name, len(line.done), line.label), default=None)
 
 
 def tables_of(cells: Sequence[Cell], registry: Registry) -> list[Table]:
@@ -147,14 +171,20 @@ def tables_of(cells: Sequence[Cell], registry: Registry) -> list[Table]:
 def _key(cell: Cell, cells: Sequence[Cell]) -> Key:
     """A cell that failed before it had a device counts as run where the others of its matrix did."""
 
-    def key(row: Row) -> Key:
-        return Key(row.suite, row.suite_version, row.suite_sha256, row.pair, row.hardware)
-
-    own = key(cell.row)
+    own = _own_key(cell.row)
     if cell.row.device:
         return own
-    beside = (key(other.row) for other in cells if other.file == cell.file and other.row.device)
+    beside = (_own_key(other.row) for other in cells if other.file == cell.file and other.row.device)
     return next((other for other in beside if other[:4] == own[:4]), own)
+
+
+def _own_key(row: Row) -> Key:
+    decodings = "; ".join(
+        f"{name}: temperature {one.temperature:g}, top-p {one.top_p:g}" for name, one in sorted(row.decodings.items())
+    )
+    data = {name: found for name, found in row.hashes.items() if name in DATA or name.startswith("task ")}
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return Key(row.suite, row.suite_version, row.suite_sha256, row.pair, row.hardware, decodings, digest)
 
 
 def _table(key: Key, cells: list[Cell], registry: Registry) -> Table:
@@ -210,9 +240,9 @@ def wording(registry: Registry, metric: str) -> tuple[str, int]:
 
 
 def _notes(lines: Sequence[Line]) -> list[str]:
-    """Where models or data differ within a table, which the rows' keys do not show."""
+    """What the rows' keys do not show and a reader has to know."""
     notes = []
-    for kind in ("teacher", "student_before", "tokenizer", "data"):
+    for kind in ("teacher", "student_before"):
         by_hash: dict[str, list[str]] = {}
         for line in lines:
             for row in line.done:
@@ -222,4 +252,22 @@ def _notes(lines: Sequence[Line]) -> list[str]:
         if len(by_hash) > 1:
             shares = "; ".join(f"{found[:12]}: {', '.join(names)}" for found, names in sorted(by_hash.items()))
             notes.append(f"The hash of {kind.replace('_', ' ')} is not the same in all rows ({shares}).")
-    return notes
+    return [*notes, *_few_seeds(lines), *_beyond_the_budget(lines)]
+
+
+def _few_seeds(lines: Sequence[Line]) -> Iterator[str]:
+    most = max(len(line.done) for line in lines)
+    if most in COVERAGE:
+        yield (
+            f"No algorithm has more than {most} seeds: an interval over so few holds the mean in about "
+            f"{COVERAGE[most]} of 100 cases, not in 95. It shows a spread and decides nothing."
+        )
+
+
+def _beyond_the_budget(lines: Sequence[Line]) -> Iterator[str]:
+    """Suites fix optimiser steps, and what a step trains on may differ: sampled answers are longer, texts are added."""
+    tokens = {line.label: np.mean([r.cost.student_tokens for r in line.done if r.cost]) for line in lines if line.done}
+    usual = float(np.median(list(tokens.values()))) if tokens else 0.0
+    beyond = [f"{label} {count / usual:.1f}" for label, count in tokens.items() if count > BEYOND * usual > 0]
+    if beyond:
+        yield f"Steps are equal, student tokens are not. Times the median of the algorithms here: {', '.join(beyond)}."

@@ -37,6 +37,7 @@ def markdown(tables: Sequence[Table], baseline: str, targets: Sequence[str]) -> 
             f"## {_plain(key.suite)} {key.version}, {_plain(key.pair)}, on {_plain(key.hardware)}\n",
             _markdown_table(table, ranked, baseline),
         ]
+        parts += [f"Answers sampled at {_plain(key.decodings)}; data {key.data[:12]}.\n"]
         parts += [f"With {_plain(', '.join(table.changes))}, so not the suite as it is.\n"] if table.changes else []
         parts += [f"{_plain(note)}\n" for note in table.notes]
         parts += [_race(race) for race in races(table, [standing.line.label for standing in ranked], targets)]
@@ -65,17 +66,19 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
             cells += (
                 ["", ""] if against is None else [figure(against.improvement.value, 2), figure(against.adjusted, 3)]
             )
-        failed = len(standing.line.failed)
+        failed, first = len(standing.line.failed), standing.line.first
         cells += [short(standing.costs[head]) for head in COSTS]
         cells += [label(len(standing.line.done)) + (f", {failed} failed" if failed else "")]
-        cells += [", ".join(standing.line.distributions)]
-        lines.append([_plain(cell) for cell in cells])
+        origins = (f"{one.distribution} {one.version}" for one in (first.recipe, *first.parts.values()))
+        cells += [", ".join(dict.fromkeys(origins))]
+        lines.append(cells)
     return _drawn(heads, lines)
 
 
 def _drawn(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines))
+    plain = [[_plain(cell) for cell in line] for line in (heads, *lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (plain[0], rule, *plain[1:]))
 
 
 def _race(race: Race) -> str:
@@ -84,13 +87,12 @@ def _race(race: Race) -> str:
     lines = [f"### To {_plain(reference)}'s final score, {figure(race.target, 2)} ({_plain(race.metric)})\n"]
     for one in race.judged:
         assert race.published is not None, "nothing is judged without a claim"
-        claimed = f"arXiv:2505.20335 claims that {one.runner.name} {race.published.words}"
+        claimed = f"arXiv:2505.20335 claims that {one.name} {race.published.words}"
         same = f"The same held against {one.runner.name}, for which the paper claims nothing"
         lines.append(f"{_plain(claimed if one.by_the_paper else same)}. Reached by {one.runner.share} seeds.\n")
-        lines += [
-            f"- **{verdict.capitalize()}** in {measure}: {sentence(one.runner.reach[measure].ratio, reference)}."
-            for measure, verdict in one.verdicts.items()
-        ]
+        for measure, verdict in one.verdicts.items():
+            needed = sentence(one.runner.reach[measure].ratio, reference)
+            lines.append(f"- **{verdict.capitalize()}** in {measure}: {_plain(needed)}.")
         lines.append("")
     measures = list(race.runners[0].reach)
     heads = ["algorithm", "seeds that reach it"]
@@ -102,7 +104,7 @@ def _race(race: Race) -> str:
             cells = [runner.name, runner.share]
             for reach in runner.reach.values():
                 cells += [short(reach.median), "1" if runner.name == reference else _with_ends(reach.ratio, 2)]
-            table.append([_plain(cell) for cell in cells])
+            table.append(cells)
     return "\n".join([*lines, _drawn(heads, table)])
 
 

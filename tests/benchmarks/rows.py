@@ -46,7 +46,7 @@ def row(algo: str, seed: int, *, level: float = 80.0, speed: float = 1.0, suite:
         "metrics": {"right": part("right")},
         "seed": seed,
         "steps": train["max_steps"],
-        "trials": 4,
+        "trials": benchmark.trials.get(algo),
         "config": {**benchmark.run, "algo": algo, "seed": seed, "subset": {"name": "top-p", "p": 0.8}},
         "decodings": {n: {"temperature": d.temperature, "top_p": d.top_p} for n, d in benchmark.decodings.items()},
         "hashes": {**benchmark.hashes, "data": "da" * 32, "student_after": f"{seed:064x}"},

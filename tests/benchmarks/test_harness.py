@@ -306,7 +306,10 @@ def test_the_plan_goes_seed_by_seed(registry: Registry) -> None:
         (("micro", "--seeds", "2", "--seed", "1"), "exclude"),
         (("micro", "--set", "train.lrr=1"), "'train.lrr' is not a known field"),
         (("micro", "--set", "seed=5"), "the cell's own"),
-        (("micro", "--set", "suite.tasks.test.limt=5"), "'tasks.test.limt' is not a known field. Did you mean 'limit'?"),
+        (
+            ("micro", "--set", "suite.tasks.test.limt=5"),
+            "tasks.test.limt' is not a known field. Did you mean 'limit'",
+        ),
         (("micro", "--set", "suite.headline.decoding=top-p 0.9"), "no decoding here"),
         (("smol", "--algos", "kd"), "needs --input"),
     ],

@@ -403,6 +403,9 @@ def test_the_command_prints_a_table_and_writes_no_key(judge, tmp_path, here, mon
     assert KEY not in written + done.stdout + done.stderr
     assert judge.requests[0][1] == f"Bearer {KEY}"
     assert "0 questions asked" in here("bench", "judge", folder, *options).stdout
+    told = json.loads(here("bench", "judge", folder, *options, "--json").stdout)
+    assert (told["judge"], told["seed"]) == ("m", 0)
+    assert all(0 <= rate["share"]["value"] <= 1 for rate in told["win_rates"])
 
 
 def test_a_key_that_is_not_in_the_environment_is_an_error_and_the_usual_one_may_be_missing(

