@@ -383,7 +383,7 @@ def test_markdown_shows_what_rows_say_as_it_is(tmp_path: Path, registry: Registr
     text = (tmp_path / "site" / "leaderboard.md").read_text()
     assert "onerror" in text
     assert not re.search(r"(?<!\\)<", text)
-    assert len({len(re.findall(r"(?<!\\\\)\|", line)) for line in text.splitlines() if line.startswith("|")}) == 1
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}) == 1
 
 
 def test_the_command_on_the_page_is_made_of_the_row_and_not_the_rows_own_word(
