@@ -15,7 +15,8 @@ import pytest
 from pydantic import ValidationError
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, renamed, with_inputs
-from distillzoo.benchmarks.harness.cell import configuration
+from distillzoo.benchmarks.harness.cell import CELL, ROW, configuration
+from distillzoo.benchmarks.harness.executors import Local
 from distillzoo.benchmarks.harness.matrix import run_matrix
 from distillzoo.benchmarks.harness.plan import Cell, plan, suite_hash
 from distillzoo.benchmarks.harness.row import Row, parse_row, read_rows
@@ -23,6 +24,7 @@ from distillzoo.benchmarks.harness.scores import must_be_pinned
 from distillzoo.core.errors import UserError
 from distillzoo.core.recipe import read_yaml
 from distillzoo.core.registry import Registry, installed
+from tests.benchmarks.rows import row
 
 Here = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -119,7 +121,7 @@ def start(tmp_path: Path, site: Path) -> Iterator[Callable[..., "subprocess.Pope
 def measured(row: Row) -> dict[str, Any]:
     """A row without what another run of the same cell may change: seconds and memory."""
     tree = row.model_dump(mode="json")
-    for name in ("seconds", "training_seconds", "sampling_seconds", "peak_memory_bytes", "tokens_per_second"):
+    for name in [name for name in tree["cost"] if "second" in name or name == "peak_memory_bytes"]:
         tree["cost"].pop(name)
     for point in tree["curve"]:
         point.pop("seconds")
@@ -237,6 +239,7 @@ def test_shared_work_is_done_once(start: Any, tmp_path: Path) -> None:
 def test_an_executor_whose_process_dies_leaves_a_failed_row(tmp_path: Path, registry: Registry) -> None:
     class Dying:
         jobs = 1
+        threads = None
 
         def run(self, folders: Any) -> Any:
             from distillzoo.benchmarks.harness.executors import LOG, Event
@@ -253,6 +256,28 @@ def test_an_executor_whose_process_dies_leaves_a_failed_row(tmp_path: Path, regi
     assert read_rows(tmp_path / "out" / "results.jsonl") == [row]
     with pytest.raises(UserError, match="holds a matrix already"):
         run_matrix([cell_of(registry)], tmp_path / "out", Dying(), False, lambda standing: None)
+
+
+def test_a_matrix_does_not_go_on_with_another_number_of_threads(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, done = cell_of(registry), row("kd", 3)
+    folder = tmp_path / "cells" / cell.folder
+    folder.mkdir(parents=True)
+    (folder / CELL).write_text(cell.to_json())
+    (folder / ROW).write_text(done.model_dump_json())
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.raises(UserError, match=r"ran with 1 thread.* would have 2 now.*Set OMP_NUM_THREADS=1"):
+        run_matrix([cell], tmp_path, Local(1, gpus=0), True, lambda standing: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run_matrix([cell], tmp_path, Local(1, gpus=0), True, lambda standing: None).skipped == 1
+
+
+def test_what_a_curve_measures_is_among_the_scores(registry: Registry) -> None:
+    tree = read_yaml(Path(registry.get("benchmark", "micro")))
+    tree["curve"]["metrics"] = ["righ"]
+    with pytest.raises(ValidationError, match=r"'righ', which no decoding measures\. Did you mean 'right'"):
+        Benchmark.model_validate(tree)
 
 
 def cell_of(registry: Registry, **changed: Any) -> Cell:
