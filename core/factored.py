@@ -184,9 +184,9 @@ class _LogSumExp(_HeadFunction):
             result: Tensor = kernels.logsumexp(hidden.to(dtype), used.weight, used.size, used.bias, used.holes)
         elif len(hidden) <= step and any(ctx.needs_input_grad):  # one block may wait for the backward pass
             kept = _logits(hidden.to(dtype), used)
-            result = _reduced(kept, part)
+            result = reduced(kept, part)
         else:
-            result = torch.cat([_reduced(_logits(states.to(dtype), used), part) for states in hidden.split(step)])
+            result = torch.cat([reduced(_logits(states.to(dtype), used), part) for states in hidden.split(step)])
         _remember(ctx, head, hidden, result, kept)
         ctx.step = step
         return result
@@ -212,7 +212,7 @@ class _LogSumExp(_HeadFunction):
         return (*_HeadFunction.backpropagate(ctx, chunks, softmax), None, None, None)
 
 
-def _reduced(logits: Tensor, step: int) -> Tensor:
+def reduced(logits: Tensor, step: int) -> Tensor:
     """logsumexp of each row; torch makes a copy of what it is given, so it gets ``step`` rows at a time."""
     return torch.cat([rows.logsumexp(1) for rows in logits.split(step)])
 

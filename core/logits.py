@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distillzoo.core.factored import Head, gather_pairs, head_logsumexp, head_rowwise
+from distillzoo.core.factored import Head, gather_pairs, head_logsumexp, head_rowwise, reduced
 
 BLOCK_ELEMENTS: Final = 1 << 24
 """Logits that a vocabulary-wide reduction holds at a time on a CPU, of all its models: 64 MiB in float32.
@@ -210,3 +210,16 @@ class FactoredLogits(LogitView):
     @torch.no_grad()
     def block(self, rows: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
         return self.head.logits(self.hidden[rows])
+
+    @torch.no_grad()
+    def top(self, k: int, rows: Int[Tensor, "M"]) -> tuple[Float[Tensor, "M k"], Int[Tensor, "M k"]]:
+        trained = self.hidden.requires_grad or self.head.weight.requires_grad
+        if trained or self._logsumexp is not None or not torch.equal(rows, torch.arange(self.rows, device=self.device)):
+            return super().top(k, rows)
+        step = max(1, part_elements(self.device) // max(1, self.size))
+        found = []
+        for part in self._parts(rows):  # who asks for these asks for the sums next, and the product is the dear part
+            block = self.block(part)
+            found.append((*_top(block, k), reduced(block, step)))
+        values, tokens, self._logsumexp = (torch.cat(one) for one in zip(*found, strict=True))
+        return values, tokens

@@ -37,12 +37,12 @@ def prefixes(teacher: LogitView, keep: Keep, k_max: int | None = None) -> Subset
         Tables ``[N, K]`` with K the largest set.
     """
     limit = min(teacher.size, k_max or teacher.size)
-    total = teacher.logsumexp()
     rows = torch.arange(teacher.rows, device=teacher.device)
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    look = min(FIRST_LOOK, limit)
+    look, total = min(FIRST_LOOK, limit), None
     while True:
         logits, actions = teacher.top(look, rows)
+        total = teacher.logsumexp() if total is None else total  # a lazy view has summed beside the first look
         logprobs = logits - total[rows, None]
         kept = keep(logprobs, rows) & (logprobs > float("-inf"))
         kept[:, 0] = True

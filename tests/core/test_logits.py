@@ -226,6 +226,37 @@ def test_in_bfloat16_all_operations_see_the_same_logits(autocast):
         assert (view.logsumexp() - view.max() > -1e-4).all()
 
 
+@pytest.mark.parametrize("block", [2 * V, 10**6], ids=["two rows", "one block"])
+def test_a_teachers_sums_come_with_its_first_look_at_one_product(parts, block, monkeypatch):
+    monkeypatch.setattr(logits_module, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(logits_module, "PART_ELEMENTS", 3 * V)
+    teacher = {name: part.detach() for name, part in parts.items()}
+    apart, products = factored(teacher), []
+    product = Head.logits
+    monkeypatch.setattr(Head, "logits", lambda head, hidden: products.append(len(hidden)) or product(head, hidden))
+    view = factored(teacher)
+    values, tokens = view.top(4, torch.arange(N))
+    assert sum(products) == N
+    assert torch.equal(view.logsumexp(), apart.logsumexp())
+    assert sum(products) == N, "nothing is multiplied again"
+    some = torch.tensor([5, 2])
+    assert torch.equal(view.top(4, some)[1], tokens[some])
+    assert torch.allclose(factored(teacher).top(4, some)[0], values[some]), "of some rows first, without their sums"
+
+
+def test_a_students_sums_keep_their_gradient_after_a_look_at_its_tokens(parts):
+    view = factored(parts)
+    view.top(4, torch.arange(N))
+    assert view.logsumexp().requires_grad
+
+
+def test_a_second_backward_pass_gives_the_same_gradient(parts):
+    leaves = list(parts.values())
+    total = factored(parts).logsumexp().square().sum()
+    first = torch.autograd.grad(total, leaves, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(total, leaves)))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", OPERATIONS)
