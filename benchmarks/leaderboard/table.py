@@ -19,7 +19,6 @@ from distillzoo.core.registry import Registry
 DATA: Final = ("tokenizer", "data")
 """Hashes of what a cell was trained on and scored on, beside those of its tasks."""
 
-
 BEYOND: Final = 1.25
 """Times the median of student tokens from which an algorithm is named for them."""
 
