@@ -106,7 +106,7 @@ class Benchmark(_Section):
     teacher_start: FineTuning | None = None
     student_start: FineTuning | None = None
     hashes: dict[str, str] = Field(
-        default_factory=dict, description="sha256 that teacher, student_before, tokenizer and data must have"
+        default_factory=dict, description="sha256 that teacher, student_before, tokenizer, data and task NAME must have"
     )
     teacher_cache: bool = Field(
         False, description="whether algorithms that need the teacher's sets alone train from a cache that they share"

@@ -123,7 +123,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
     shared = time.perf_counter() - start
     if cached is not None:
         config.teacher_cache = cached.folder
-    must_be_pinned(benchmark, registry, config)
+    must_be_pinned(cell, benchmark, registry, config)
     directory = RunDirectory(folder / "run")
     begun = directory.config.read_text(encoding="utf-8") if directory.config.exists() else None
     if begun != dump(config) or not directory.result.exists():

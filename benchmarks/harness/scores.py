@@ -1,11 +1,11 @@
 """Scores of a cell's models on the benchmark's tasks."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock
 
@@ -13,12 +13,16 @@ from distillzoo.benchmarks.harness.benchmark import Benchmark, Task, content, wi
 from distillzoo.benchmarks.harness.plan import Cell, suite_hash
 from distillzoo.benchmarks.harness.row import Answer, PositionBin, PositionCurve, Score
 from distillzoo.core.config import ModelSource, RunConfig
+from distillzoo.core.data import Row
 from distillzoo.core.errors import UserError
 from distillzoo.core.evaluation import Scores
 from distillzoo.core.files import write_whole
 from distillzoo.core.progress import Reporter
 from distillzoo.core.registry import Registry
 from distillzoo.core.world import World
+
+TASK: Final = "task "
+"""How the name of a task's hash begins, the task's following."""
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Found:
     def add(self, task: str, decoding: str, world: World, scores: Scores) -> None:
         """Take over what an evaluation found."""
         rows = world.valid_rows
-        self.hashes[f"task {task}"] = sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+        self.hashes[f"{TASK}{task}"] = _hash_of(rows)
         for metric, value in scores.metrics.items():
             direction = world.metrics[metric].direction
             self.scores.append(
@@ -67,7 +71,11 @@ def scored(cell: Cell, benchmark: Benchmark, registry: Registry, config: RunConf
     return found
 
 
-def must_be_pinned(benchmark: Benchmark, registry: Registry, config: RunConfig) -> None:
+def _hash_of(rows: Sequence[Row]) -> str:
+    return sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def must_be_pinned(cell: Cell, benchmark: Benchmark, registry: Registry, config: RunConfig) -> None:
     """Refuse models or data that are not those that the benchmark pins.
 
     Raises:
@@ -77,8 +85,12 @@ def must_be_pinned(benchmark: Benchmark, registry: Registry, config: RunConfig) 
         return
     world = World(config, registry, Reporter())
     world.load()
+    inputs = dict(world.inputs)
+    for task, settings in _settings(cell, benchmark, config):
+        if f"{TASK}{task}" in benchmark.hashes:
+            inputs[f"{TASK}{task}"] = _hash_of(World(settings, registry, Reporter()).valid_rows)
     for name, expected in benchmark.hashes.items():
-        found = world.inputs.get(name)
+        found = inputs.get(name)
         if found != expected:
             raise UserError(f"hashes.{name} of the benchmark is {expected}, and here it is {found}.")
 
@@ -110,20 +122,11 @@ def _worlds(
 ) -> Iterator[tuple[str, str, World]]:
     """A world for each task and decoding. All have the same two models in memory."""
     first: World | None = None
-    for name, raw in benchmark.tasks.items():
-        task = Task.model_validate(with_inputs(raw.model_dump(), cell.inputs))
-        data = config.data.model_copy(update={"valid": task.data, "columns": task.columns})
+    for name, settings in _settings(cell, benchmark, config):
         for decoding, chosen in benchmark.decodings.items():
-            how = {
-                "limit": task.limit,
-                "temperature": chosen.temperature,
-                "top_p": chosen.top_p,
-                "metrics": chosen.metrics,
-            }
-            evaluate = config.evaluate.model_copy(update=how)
-            world = World(
-                config.model_copy(update={"data": data, "evaluate": evaluate}), registry, Reporter(quiet=False)
-            )
+            how = {"temperature": chosen.temperature, "top_p": chosen.top_p, "metrics": chosen.metrics}
+            evaluate = settings.evaluate.model_copy(update=how)
+            world = World(settings.model_copy(update={"evaluate": evaluate}), registry, Reporter(quiet=False))
             if first is None:
                 world.load()
                 first = world
@@ -131,3 +134,12 @@ def _worlds(
                 world.vocabulary, world.teacher, world.student = first.vocabulary, first.teacher, first.student
                 world.teacher_hash = first.teacher_hash
             yield name, decoding, world
+
+
+def _settings(cell: Cell, benchmark: Benchmark, config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """The configuration with each task's rows for evaluation."""
+    for name, raw in benchmark.tasks.items():
+        task = Task.model_validate(with_inputs(raw.model_dump(), cell.inputs))
+        data = config.data.model_copy(update={"valid": task.data, "columns": task.columns})
+        evaluate = config.evaluate.model_copy(update={"limit": task.limit})
+        yield name, config.model_copy(update={"data": data, "evaluate": evaluate})

@@ -430,7 +430,11 @@ def test_other_models_than_the_pinned_ones_are_refused(registry: Registry) -> No
     benchmark = Benchmark.read(Path(registry.get("benchmark", "micro")))
     models = {"teacher": "micro", "student": "micro"}
     config = configuration(cell_of(registry), benchmark, registry, benchmark.pairs["micro"], models)
-    must_be_pinned(benchmark, registry, config)
-    other = benchmark.model_copy(update={"hashes": {**benchmark.hashes, "tokenizer": "0" * 64}})
-    with pytest.raises(UserError, match=r"hashes\.tokenizer of the benchmark is 0000"):
-        must_be_pinned(other, registry, config)
+    rows = {"data", "task test"}
+    published = next(iter(read_rows(Path(__file__).parents[2] / "benchmarks/results/micro/results.jsonl"))).hashes
+    right = {**benchmark.hashes, **{name: published[name] for name in rows}}
+    must_be_pinned(cell_of(registry), benchmark.model_copy(update={"hashes": right}), registry, config)
+    for name in ("tokenizer", "task test", "task tset"):
+        other = benchmark.model_copy(update={"hashes": {**right, name: "0" * 64}})
+        with pytest.raises(UserError, match=rf"hashes\.{name} of the benchmark is 0000"):
+            must_be_pinned(cell_of(registry), other, registry, config)
