@@ -102,7 +102,10 @@ def references(
     config = config.model_copy(update={"seed": 0})
     world = World(config, registry, Reporter())
     world.load()
-    facts = [suite_hash(Path(cell.file), cell.changes), cell.pair, world.inputs, content(cell.inputs)]
+    models = {
+        name: world.inputs[name] for name in ("teacher", "student_before", "tokenizer")
+    }  # not the recipe's corpus
+    facts = [suite_hash(Path(cell.file), cell.changes), cell.pair, models, content(cell.inputs)]
     path = shared / f"references-{sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
