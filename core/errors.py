@@ -31,7 +31,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f" Did you mean {' or '.join(repr(n) for n in near)}?"
-    return f" Valid names: {', '.join(names)}." if names else " None is registered."
+    quoted = [repr(known) if "," in known else known for known in names]
+    return f" Valid names: {', '.join(quoted)}." if names else " None is registered."
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> UserError:

@@ -25,6 +25,10 @@ OVER_THE_SUITE: Final = "suite."
 """How a setting begins that changes the benchmark itself, not the configuration of its cells."""
 
 
+FILES: Final = (".json", ".jsonl", ".csv", ".parquet", ".gguf", ".txt")
+"""Endings of a file's name; what ends so is no hub id."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -129,7 +133,8 @@ class Benchmark(_Section):
                 raise ValueError(f"{field}.decoding is '{chosen.decoding}', which is no decoding here.{known}")
         wanted = self.decodings[self.headline.decoding].metrics
         if self.headline.metric not in wanted:
-            raise ValueError(f"headline.metric is '{self.headline.metric}', which is not measured.")
+            known = suggest(self.headline.metric, wanted)
+            raise ValueError(f"headline.metric is '{self.headline.metric}', which is not measured.{known}")
         measured = {metric for decoding in self.decodings.values() for metric in decoding.metrics}
         for metric in self.curve.metrics if self.curve is not None else ():
             if metric not in measured:  # the scores say which values are better
@@ -172,14 +177,18 @@ class Benchmark(_Section):
         for name in values:
             if name not in self.inputs:
                 raise UserError(f"--input {name}: the benchmark has no such input.{suggest(name, self.inputs)}")
+        missing = {name: one.about for name, one in self.inputs.items() if values.get(name, one.default) is None}
+        if missing:
+            needed = "; ".join(f"--input {name}=PATH: {about}" for name, about in missing.items())
+            raise UserError(f"This benchmark needs {needed}")
         found = {}
         for name, one in self.inputs.items():
-            value = values.get(name, one.default)
-            if value is None:
-                raise UserError(f"This benchmark needs --input {name}=PATH: {one.about}")
+            value = values.get(name) or str(one.default)
             path = Path(value).expanduser()
             if path.exists():
                 value = str(path.resolve())
+            elif path.suffix in FILES or value.startswith(("/", ".", "~")):
+                raise UserError(f"--input {name}={value}: there is no such file or folder.")
             if one.sha256 is not None and path.is_file() and sha256_of(path) != one.sha256:
                 raise UserError(f"--input {name}={value}: the file's sha256 is not {one.sha256}, the benchmark's.")
             found[name] = value
@@ -213,6 +222,11 @@ def renamed(tree: Any, names: Mapping[str, str]) -> Any:
 
 def benchmark_of(registry: Registry, name: str, changes: Sequence[str] = ()) -> tuple[Benchmark, Path]:
     """A registered benchmark and its file; raises as ``Registry.get`` and ``Benchmark.read``."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise UserError(
+            f"A benchmark is named, and '{name}' is a file: a plugin registers it under a name, in a few lines "
+            f"(docs/benchmarks.md, 'Your own, in a plugin')."
+        )
     path = Path(registry.get("benchmark", name))
     return Benchmark.read(path, changes), path
 

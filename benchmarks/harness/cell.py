@@ -201,6 +201,7 @@ def _facts(
         "recipe": used("recipe", cell.algo),
         "recipe_version": chosen.version,
         "changes": list(cell.changes),
+        "dry_run": cell.dry_run,
         "subset": cell.subset,
         "parts": {kind: used(kind, config[kind]["name"]) for kind in PART_KINDS if config},
         "metrics": {name: used("metric", name) for name in metrics if config},
@@ -259,6 +260,7 @@ def command(cell: Cell, threads: int | None) -> str:
     words += ["distillzoo", "bench", "run", cell.suite, "--algos", cell.algo]
     words += ["--subsets", cell.subset] if cell.subset is not None else []
     words += ["--pairs", cell.pair, "--seed", str(cell.seed)]
+    words += ["--dry-run"] if cell.dry_run else []
     words += [] if cell.device == "auto" else ["--device", cell.device]
     for name in cell.inputs:
         words += ["--input", f"{name}={name.upper()}"]

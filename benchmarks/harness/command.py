@@ -1,11 +1,12 @@
 """``distillzoo bench run``."""
 
 import os
+import re
 import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,8 +14,14 @@ from distillzoo.core.errors import UserError
 from distillzoo.core.registry import installed
 
 
+DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
 def _names(context: Any, parameter: Any, value: str | None) -> list[str]:
-    return [] if value is None else [name.strip() for name in value.split(",") if name.strip()]
+    names = [name.strip() for name in (value or "").split(",") if name.strip()]
+    if value is not None and not names:
+        raise UserError(f"{parameter.opts[0]} {value!r} names nothing. Leave it out for the default.")
+    return names
 
 
 def inputs_given(context: Any, parameter: Any, values: tuple[str, ...]) -> dict[str, str]:
@@ -90,6 +97,8 @@ def run(
         from distillzoo.benchmarks.harness.plan import plan
         from distillzoo.benchmarks.harness.view import View
     benchmark, file = benchmark_of(registry, suite, sets)
+    if not DEVICE.fullmatch(device):
+        raise UserError(f"--device {device}: should be auto, cpu, cuda, cuda:N or mps.")
     if seeds is not None and single:
         raise UserError("--seeds and --seed exclude each other.")
     with tempfile.TemporaryDirectory() as temporary:
@@ -112,13 +121,19 @@ def run(
             changes=sets,
             device=device,
             file=file,
+            dry_run=dry_run,
         )
         for cell in {(cell.pair, cell.algo, cell.subset): cell for cell in cells}.values():
             must_resolve(cell, benchmark, registry)
         target = (out or Path("bench") / suite).expanduser().resolve()
+        if resume and not (target / "cells").is_dir():
+            raise UserError(f"--resume: '{target}' holds no matrix to go on with.")
+        working = chosen_executor(executor, jobs, device)
+        if not quiet:
+            click.echo(f"{len(cells)} cells, {working.jobs} at a time, into {target}", err=True)
         with View((benchmark.headline.metric, benchmark.headline.decoding), quiet) as view:
             try:
-                standing = run_matrix(cells, target, chosen_executor(executor, jobs, device), resume, view)
+                standing = run_matrix(cells, target, working, resume, view)
             except KeyboardInterrupt:
                 words = shlex.join(word for word in sys.argv[1:] if word != "--resume")
                 click.echo(f"Stopped. Go on with: distillzoo {words} --resume", err=True)

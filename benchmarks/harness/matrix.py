@@ -2,9 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
@@ -101,10 +101,14 @@ def _done(folder: Path, cell: Cell, threads: int | None) -> bool:
     if not (folder / CELL).exists():
         return False
     before = Cell.read(folder / CELL)
-    if (before.suite, before.changes, before.inputs) != (cell.suite, cell.changes, cell.inputs):
-        raise UserError(
-            f"'{folder}' belongs to the benchmark {before.suite} with other inputs or settings: choose another --out."
-        )
+    for what in ("suite", "changes", "inputs", "dry_run"):
+        then, now = getattr(before, what), getattr(cell, what)
+        if then != now:
+            named = "settings (--set)" if what == "changes" else what.replace("_", " ")
+            raise UserError(
+                f"'{folder}' belongs to a matrix with other {named}: {_said(then)}, and now {_said(now)}. Give the same, "
+                f"or choose another --out."
+            )
     if not (folder / ROW).exists():
         return False
     row = read_row(folder / ROW)
@@ -125,6 +129,12 @@ def _done(folder: Path, cell: Cell, threads: int | None) -> bool:
             f"before."
         )
     return row.status == "done"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{name}={one}" for name, one in value.items()]
+    return ", ".join(value) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 def _row(folder: Path, cell: Cell, status: int) -> Row:

@@ -30,6 +30,7 @@ class Cell:
         inputs: values of the benchmark's inputs.
         changes: ``FIELD=VALUE`` settings over the benchmark's.
         device: auto, cpu, cuda.
+        dry_run: whether models and data are stand-ins and two steps are all.
     """
 
     suite: str
@@ -41,6 +42,7 @@ class Cell:
     inputs: Mapping[str, str] = field(hash=False)
     changes: tuple[str, ...]
     device: str
+    dry_run: bool = False
 
     @property
     def name(self) -> str:
@@ -94,6 +96,7 @@ def plan(
     changes: tuple[str, ...],
     device: str,
     file: Path,
+    dry_run: bool = False,
 ) -> list[Cell]:
     """The cells, seed by seed, so that a matrix that is cut off has every algorithm under the first seeds.
 
@@ -112,7 +115,7 @@ def plan(
             raise UserError(f"The benchmark '{suite}' has no pair '{pair}'.{suggest(pair, benchmark.pairs)}")
     chosen: list[str | None] = [*subsets] or [None]
     return [
-        Cell(suite, str(file), pair, algo, subset, seed, dict(inputs), changes, device)
+        Cell(suite, str(file), pair, algo, subset, seed, dict(inputs), changes, device, dry_run)
         for seed, pair, algo, subset in product(
             dict.fromkeys(seeds), dict.fromkeys(pairs or benchmark.pairs), dict.fromkeys(algos), dict.fromkeys(chosen)
         )

@@ -102,6 +102,7 @@ class Row(_Record):
     recipe: PartUsed
     recipe_version: int
     changes: list[str] = Field([], description="FIELD=VALUE settings over the suite's; with any it is another suite")
+    dry_run: bool = Field(False, description="tiny random models, rows of the micro world, two steps: no result")
     subset: str | None = Field(description="the subset that replaced the recipe's; null for the recipe's own")
     parts: dict[str, PartUsed] = Field(description="subset, objective, extraction and trajectories")
     metrics: dict[str, PartUsed]

@@ -102,9 +102,8 @@ def references(
     config = config.model_copy(update={"seed": 0})
     world = World(config, registry, Reporter())
     world.load()
-    models = {
-        name: world.inputs[name] for name in ("teacher", "student_before", "tokenizer")
-    }  # not the recipe's corpus
+    # not the recipe's corpus, which changes no score of these
+    models = {name: world.inputs[name] for name in ("teacher", "student_before", "tokenizer")}
     facts = [suite_hash(Path(cell.file), cell.changes), cell.pair, models, content(cell.inputs)]
     path = shared / f"references-{sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

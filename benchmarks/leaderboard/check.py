@@ -96,6 +96,8 @@ def _of_a_row(held: _Held) -> Iterator[Found]:
     found = config_hash(row.config)
     if found != row.config_sha256:
         yield "problem", f"config_sha256 is {row.config_sha256[:12]}, and config hashes to {found[:12]}."
+    if row.dry_run:
+        yield "problem", "The row is of a dry run, which is no result."
     if row.dirty:
         yield "warning", "The checkout had uncommitted changes: its commit does not say what ran."
     if row.outputs is not None and not cell.names_answers_below:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark
+from distillzoo.benchmarks.harness.matrix import RESULTS
 from distillzoo.benchmarks.harness.plan import suite_hash
 from distillzoo.benchmarks.harness.row import Row, numbered_rows
 from distillzoo.core.errors import UserError
@@ -37,9 +38,19 @@ class Cell:
 
 
 def read_cells(files: Iterable[Path]) -> list[Cell]:
-    """The rows of all files; raises as ``numbered_rows``, and if there is none."""
-    paths = list(files)
+    """The rows of all files, or of ``results.jsonl`` in a folder.
+
+    Raises:
+        UserError: as ``numbered_rows``, and if there is no row, or one is of a dry run.
+    """
+    paths = [path / RESULTS if path.is_dir() else path for path in files]
     cells = [Cell(row, path, number) for path in paths for number, row in numbered_rows(path)]
+    for cell in cells:
+        if cell.row.dry_run:
+            raise UserError(
+                f"{cell.where}: the row is of a dry run, two steps of tiny random models, and no result. Run the "
+                f"matrix without --dry-run."
+            )
     if not cells:
         raise UserError(f"There is no row in {', '.join(map(str, paths))}.")
     return cells
