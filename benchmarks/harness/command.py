@@ -13,7 +13,6 @@ import click
 from distillzoo.core.errors import UserError
 from distillzoo.core.registry import installed
 
-
 DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -126,8 +125,8 @@ def run(
         for cell in {(cell.pair, cell.algo, cell.subset): cell for cell in cells}.values():
             must_resolve(cell, benchmark, registry)
         target = (out or Path("bench") / suite).expanduser().resolve()
-        if resume and not (target / "cells").is_dir():
-            raise UserError(f"--resume: '{target}' holds no matrix to go on with.")
+        if resume and not quiet and not (target / "cells").is_dir():
+            click.echo(f"'{target}' holds no matrix to go on with: this is a new one", err=True)
         working = chosen_executor(executor, jobs, device)
         if not quiet:
             click.echo(f"{len(cells)} cells, {working.jobs} at a time, into {target}", err=True)

@@ -106,8 +106,8 @@ def _done(folder: Path, cell: Cell, threads: int | None) -> bool:
         if then != now:
             named = "settings (--set)" if what == "changes" else what.replace("_", " ")
             raise UserError(
-                f"'{folder}' belongs to a matrix with other {named}: {_said(then)}, and now {_said(now)}. Give the same, "
-                f"or choose another --out."
+                f"'{folder}' belongs to a matrix with other {named}: {_said(then)}, and now {_said(now)}. Give the "
+                f"same, or choose another --out."
             )
     if not (folder / ROW).exists():
         return False

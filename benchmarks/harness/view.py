@@ -52,7 +52,9 @@ class View:
         task = row.scores[0].task
         value = row.score(task, self.headline[1], self.headline[0])
         shown = "–" if value is None else f"{value:.1f}"
-        return text.append(f"{self.headline[0]} {shown} on {task}, {self.headline[1]}, {row.cost.seconds if row.cost else 0:.0f} s")
+        return text.append(
+            f"{self.headline[0]} {shown} on {task}, {self.headline[1]}, {row.cost.seconds if row.cost else 0:.0f} s"
+        )
 
     def _panel(self, standing: Standing) -> Group:
         ended = standing.skipped + len(standing.done)

@@ -134,6 +134,9 @@ def _race(table: Table, reference: Line, metric: str, published: Published | Non
     if not finals:
         return None
     target = float(np.mean(finals))
+    begun = [_curve(row, metric, MEASURES[SECONDS[0]])[1][0] for row in reference.done if row.curve]
+    if sign * float(np.mean(begun)) >= sign * target:  # all are there before they begin
+        return None
     theirs = {measure: _costs(reference, metric, of, sign, target, capped=True) for measure, of in MEASURES.items()}
     runners = []
     for label in order:

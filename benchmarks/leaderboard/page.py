@@ -26,14 +26,27 @@ from distillzoo.benchmarks.leaderboard.curves import (
     training_curves,
 )
 from distillzoo.benchmarks.leaderboard.settings import command_of
-from distillzoo.benchmarks.leaderboard.standings import COSTS, MEMORY, SPEED, TRAINING, Standing, standings
+from distillzoo.benchmarks.leaderboard.standings import (
+    COSTS,
+    MEMORY,
+    SAMPLING,
+    SPEED,
+    TRAINING,
+    CostColumn,
+    Standing,
+    decidable,
+    standings,
+)
 from distillzoo.benchmarks.leaderboard.table import Line, Table, wording
 from distillzoo.benchmarks.statistics.bootstrap import ONE_SEED
 from distillzoo.core.metric import ARROWS
 from distillzoo.core.registry import Registry
 
-SCATTERED: Final = (TRAINING, MEMORY)
-"""Costs against which the headline is drawn."""
+SCATTERED: Final[Mapping[str, Sequence[CostColumn]]] = {
+    "training and the teacher's samples, s": (TRAINING, SAMPLING),
+    "peak memory, GiB": (MEMORY,),
+}
+"""Costs, or sums of them, against which the headline is drawn."""
 
 OURS: Final = "distillzoo"
 """The distribution whose parts need no mention."""
@@ -78,6 +91,8 @@ def _board(id: str, table: Table, baseline: str, registry: Registry, targets: Se
         "distributions": sorted({name for line in lines for name in line.distributions}),
         "guests": {line.label: _guests(line) for line in lines},
         "strips": _strips(ranked),
+        "decidable": decidable(ranked),
+        "wanted": baseline,
         "compared": sum(standing.against is not None for standing in ranked),
         "most": max((s.against.seeds for s in ranked if s.against), default=0),
         "scatters": _scatters(table, ranked, marked),
@@ -118,16 +133,21 @@ def _scatters(table: Table, ranked: Sequence[Standing], baseline: str | None) ->
     column = table.headline[0]
     title = column.label if len(table.headline) == 1 else f"{column.label}, mean over tasks"
     found = []
-    for cost in SCATTERED:
+    for cost, parts in SCATTERED.items():
         dots = [
-            Dot(s.line.label, value, s.headline)
+            Dot(s.line.label, spent, s.headline)
             for s in ranked
-            if s.headline is not None and (value := s.costs[cost]) is not None
+            if s.headline is not None and (spent := _spent(s, parts)) is not None
         ]
         if len(dots) > 1:
-            svg = scatter(dots, str(cost), f"{title}{ARROWS.get(column.direction, '')}", column.sign, baseline)
+            svg = scatter(dots, cost, f"{title}{ARROWS.get(column.direction, '')}", column.sign, baseline)
             found.append({"cost": cost, "svg": Markup(svg)})
     return found
+
+
+def _spent(standing: Standing, parts: Sequence[CostColumn]) -> float | None:
+    found = [value for part in parts if (value := standing.costs[part]) is not None]
+    return sum(found) if len(found) == len(parts) else None
 
 
 def _curves(table: Table, lines: Sequence[Line], baseline: str | None, registry: Registry) -> list[dict[str, Any]]:

@@ -26,18 +26,19 @@ class CostColumn(NamedTuple):
         return f"{self.what}, {self.unit}"
 
 
-TRAINING, MEMORY, SPEED = (
+TRAINING, SAMPLING, MEMORY, SPEED = (
     CostColumn("training", "s"),
+    CostColumn("teacher's samples", "s"),
     CostColumn("peak memory", "GiB"),
     CostColumn("speed", "tokens/s"),
 )
 
 COSTS: Final[Mapping[CostColumn, Callable[[Cost], float]]] = {
     TRAINING: lambda cost: cost.training_seconds,
-    CostColumn("sampling", "s"): lambda cost: cost.sampling_seconds,
+    SAMPLING: lambda cost: cost.sampling_seconds,
     CostColumn("student", "tokens"): lambda cost: cost.student_tokens,
     CostColumn("teacher", "tokens"): lambda cost: cost.teacher_tokens,
-    CostColumn("sampled", "tokens"): lambda cost: cost.sampled_tokens,
+    CostColumn("sampled by student", "tokens"): lambda cost: cost.sampled_tokens,
     SPEED: lambda cost: cost.tokens_per_second,
     MEMORY: lambda cost: cost.peak_memory_bytes / 2**30,
 }
@@ -89,6 +90,12 @@ def standings(table: Table, baseline: str | None) -> list[Standing]:
     return sorted(
         found, key=lambda s: (s.headline is None, -sign * s.headline.value if s.headline else 0, s.line.label)
     )
+
+
+def decidable(ranked: Sequence[Standing]) -> bool:
+    """Whether any p of a table can be below 1: with n seeds the least is 2 / 2^n, before Holm's adjustment."""
+    compared = [standing.against.seeds for standing in ranked if standing.against]
+    return bool(compared) and len(compared) * 2 / 2 ** max(compared) < 1
 
 
 def _interval(statistic: Callable[..., Values], line: Line, columns: Sequence[Column]) -> Interval | None:

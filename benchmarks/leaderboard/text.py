@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from distillzoo.benchmarks.harness.row import Row
 from distillzoo.benchmarks.leaderboard.claims import Race, races
-from distillzoo.benchmarks.leaderboard.standings import COSTS, Standing, standings
+from distillzoo.benchmarks.leaderboard.standings import COSTS, Standing, decidable, standings
 from distillzoo.benchmarks.leaderboard.table import Table
 from distillzoo.benchmarks.leaderboard.words import ends, figure, sentence, short
 from distillzoo.benchmarks.statistics.bootstrap import Interval, label
@@ -40,6 +40,8 @@ def markdown(tables: Sequence[Table], baseline: str, targets: Sequence[str]) -> 
         parts += [f"Answers sampled at {_plain(key.decodings)}; data {key.data[:12]}.\n"]
         parts += [f"With {_plain(', '.join(table.changes))}, so not the suite as it is.\n"] if table.changes else []
         parts += [f"{_plain(note)}\n" for note in table.notes]
+        if table.line(baseline) is None:
+            parts.append(f"Nothing is compared: no algorithm here is called {_plain(baseline)}.\n")
         parts += [_race(race) for race in races(table, [standing.line.label for standing in ranked], targets)]
     return "\n".join(parts)
 
@@ -53,7 +55,9 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
         where = f"{len(table.headline)} tasks, {lead.decoding}"
         heads += [f"{word} of {lead.label}{ARROWS.get(lead.direction, '')} ({where})" for word in ("mean", "IQM")]
     heads += [f"{c.label}{ARROWS.get(c.direction, '')} ({c.task}, {c.decoding})" for c in columns]
-    heads += [f"P(better than {baseline})", "p, adjusted"] if compared else []
+    tested = decidable(ranked)
+    heads += [f"P(better than {baseline})"] if compared else []
+    heads += ["p, adjusted"] if tested else []
     heads += [*map(str, COSTS), "seeds", "from"]
     lines = []
     for standing in ranked:
@@ -62,10 +66,9 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
             cells += [_with_ends(found, columns[0].digits) for found in (standing.headline, standing.iqm)]
         cells += [_with_ends(standing.scores[column], column.digits) for column in columns]
         if compared:
-            against = standing.against
-            cells += (
-                ["", ""] if against is None else [figure(against.improvement.value, 2), figure(against.adjusted, 3)]
-            )
+            cells.append("" if standing.against is None else figure(standing.against.improvement.value, 2))
+        if tested:
+            cells.append("" if standing.against is None else figure(standing.against.adjusted, 3))
         failed, first = len(standing.line.failed), standing.line.first
         cells += [short(standing.costs[head]) for head in COSTS]
         cells += [label(len(standing.line.done)) + (f", {failed} failed" if failed else "")]
@@ -88,8 +91,11 @@ def _race(race: Race) -> str:
     for one in race.judged:
         assert race.published is not None, "nothing is judged without a claim"
         claimed = f"arXiv:2505.20335 claims that {one.name} {race.published.words}"
-        same = f"The same held against {one.runner.name}, for which the paper claims nothing"
-        lines.append(f"{_plain(claimed if one.by_the_paper else same)}. Reached by {one.runner.share} seeds.\n")
+        same = f"The same measure for {one.runner.name}, of which the paper says nothing"
+        lines.append(
+            f"{_plain(claimed if one.by_the_paper else same)}. {one.runner.share} seeds get there; a ratio of "
+            f"{figure(race.published.claim.at_most, 2)} or less confirms.\n"
+        )
         for measure, verdict in one.verdicts.items():
             needed = sentence(one.runner.reach[measure].ratio, reference)
             lines.append(f"- **{verdict.capitalize()}** in {measure}: {_plain(needed)}.")

@@ -38,7 +38,7 @@ def sentence(ratio: Interval | None, reference: str) -> str:
     if ratio is None or math.isnan(ratio.value):
         return "no ratio can be taken of these curves"
     if math.isinf(ratio.low):
-        return "not reached within the suite's budget, at either end of the 95% interval"
+        return "not reached within the suite's budget"
     share = "not reached by half of the seeds" if math.isinf(ratio.value) else f"{ratio.value:.2f} of {reference}'s"
     between = ends(ratio, 2)
     return f"{share}, 95% interval {between}" if between else f"{share}, one seed, so without an interval"

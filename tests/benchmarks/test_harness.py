@@ -336,7 +336,14 @@ def test_the_plan_goes_seed_by_seed(registry: Registry) -> None:
             "tasks.test.limt' is not a known field. Did you mean 'limit'",
         ),
         (("micro", "--set", "suite.headline.decoding=top-p 0.9"), "no decoding here"),
-        (("smol", "--algos", "kd"), "needs --input"),
+        (("smol", "--algos", "kd"), "--input vicuna=PATH: Vicuna"),
+        (
+            ("smol", "--input", "train=nofile.jsonl", *(f"--input={n}=x" for n in ("valid", "selfinst", "vicuna"))),
+            "no such",
+        ),
+        (("micro", "--algos", ""), "names nothing"),
+        (("micro", "--device", "gpu"), "should be auto, cpu, cuda, cuda:N or mps"),
+        (("micro.yaml",), "a plugin registers it under a name"),
     ],
 )
 def test_wrong_arguments_are_told(here: Here, words: tuple[str, ...], said: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from distillzoo.benchmarks.harness.row import Row
 from distillzoo.benchmarks.leaderboard.build import build
+from distillzoo.benchmarks.leaderboard.check import check
 from distillzoo.benchmarks.leaderboard.claims import races
 from distillzoo.benchmarks.leaderboard.labels import place
 from distillzoo.benchmarks.leaderboard.pareto import front
@@ -84,6 +85,31 @@ def test_a_name_of_several_lines_is_the_one_with_most_seeds(registry: Registry) 
     found = races(table, [line.label for line in table.lines])
     assert [race.reference for race in found] == [first, "minillm"]
     assert [judged.name for judged in found[0].judged] == ["bd-iql"]
+
+
+def test_a_reference_that_ends_where_it_began_is_no_target(registry: Registry) -> None:
+    flat = [
+        one.model_copy(update={"curve": [p.model_copy(update={"scores": {"right": 50.0}}) for p in one.curve]})
+        for one in zoo()
+    ]
+    (table,) = tables(flat, registry)
+    assert races(table, ["kd", "bd-iql"]) == []
+
+
+def test_no_p_is_shown_where_none_can_be_below_one(tmp_path: Path, registry: Registry) -> None:
+    few = page(tmp_path, zoo(2), registry).read_text()
+    assert "No p is shown: with 2 seeds" in few
+    assert "p, adjusted" not in few
+    assert "p, adjusted" in page(tmp_path, zoo(5), registry).read_text()
+    alone = page(tmp_path, [row("bc", 0), row("bc", 1)], registry).read_text()
+    assert "Nothing is compared: no algorithm here is called kd" in alone
+
+
+def test_a_dry_run_is_no_result(tmp_path: Path, registry: Registry) -> None:
+    path = written(tmp_path, [row("kd", 0, dry_run=True)])
+    with pytest.raises(UserError, match="line 1: the row is of a dry run"):
+        read_cells([tmp_path])
+    assert any("dry run" in finding.text for finding in check(path, registry) if finding.level == "problem")
 
 
 def test_another_teacher_within_a_table_is_said(registry: Registry) -> None:
