@@ -71,7 +71,7 @@ class Nucleus(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``[B, V']`` scores to the same with -inf at the tokens after the nucleus."""
-        nucleus = prefixes(DenseLogits(scores, scores.shape[1], None), lambda logprobs, _: reaching(logprobs, self.p))
+        nucleus = prefixes(DenseLogits(scores), lambda logprobs, _: reaching(logprobs, self.p))
         rows, columns = nucleus.mask.nonzero(as_tuple=True)
         actions = nucleus.actions[rows, columns]
         cut = torch.full_like(scores, -math.inf)

@@ -13,6 +13,10 @@ SCHEMA: Final = 1
 """Version of the rows. A change that an old reader would misread raises it."""
 
 
+TASK: Final = "task "
+"""How the name of a task's hash begins, the task's following."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

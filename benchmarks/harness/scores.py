@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from filelock import FileLock
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, Task, content, with_inputs
 from distillzoo.benchmarks.harness.plan import Cell, suite_hash
-from distillzoo.benchmarks.harness.row import Answer, PositionBin, PositionCurve, Score
+from distillzoo.benchmarks.harness.row import TASK, Answer, PositionBin, PositionCurve, Score
 from distillzoo.core.config import ModelSource, RunConfig
 from distillzoo.core.data import Row
 from distillzoo.core.errors import UserError
@@ -20,9 +20,6 @@ from distillzoo.core.files import write_whole
 from distillzoo.core.progress import Reporter
 from distillzoo.core.registry import Registry
 from distillzoo.core.world import World
-
-TASK: Final = "task "
-"""How the name of a task's hash begins, the task's following."""
 
 
 @dataclass

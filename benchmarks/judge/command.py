@@ -86,7 +86,7 @@ def judge(
 def _told(rate: "WinRate") -> dict[str, Any]:
     found = asdict(rate)
     if rate.share is not None:  # one prompt alone has no interval, and JSON no NaN
-        found["share"] = {name: None if math.isnan(value) else value for name, value in asdict(rate.share).items()}
+        found["share"] = {name: None if math.isnan(value) else value for name, value in found["share"].items()}
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark
-from distillzoo.benchmarks.harness.row import PartUsed, Row
+from distillzoo.benchmarks.harness.row import TASK, PartUsed, Row
 from distillzoo.benchmarks.leaderboard.source import Cell, same_suite
 from distillzoo.benchmarks.statistics.bootstrap import COVERAGE
 from distillzoo.benchmarks.statistics.scores import Values
@@ -181,7 +181,7 @@ def _own_key(row: Row) -> Key:
     decodings = "; ".join(
         f"{name}: temperature {one.temperature:g}, top-p {one.top_p:g}" for name, one in sorted(row.decodings.items())
     )
-    data = {name: found for name, found in row.hashes.items() if name in DATA or name.startswith("task ")}
+    data = {name: found for name, found in row.hashes.items() if name in DATA or name.startswith(TASK)}
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     return Key(row.suite, row.suite_version, row.suite_sha256, row.pair, row.hardware, decodings, digest)
 
