@@ -129,7 +129,7 @@ def run(
             click.echo(f"'{target}' holds no matrix to go on with: this is a new one", err=True)
         working = chosen_executor(executor, jobs, device)
         if not quiet:
-            click.echo(f"{len(cells)} cells, {working.jobs} at a time, into {target}", err=True)
+            click.echo(f"Cells: {len(cells)}, {working.jobs} at a time, into {target}", err=True)
         with View((benchmark.headline.metric, benchmark.headline.decoding), quiet) as view:
             try:
                 standing = run_matrix(cells, target, working, resume, view)

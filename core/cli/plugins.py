@@ -18,8 +18,11 @@ from distillzoo.core.registry import HOOKS, NAME, Entry, Kind, Registry, install
 if TYPE_CHECKING:
     from distillzoo.core.checks import Outcome
 
-KINDS: Final[tuple[Kind, ...]] = ("subset", "objective", "extraction", "trajectories", "metric", "recipe")
+KINDS: Final[tuple[Kind, ...]] = ("subset", "objective", "extraction", "trajectories", "metric", "recipe", "benchmark")
 """Kinds that ``plugins new`` has a template for."""
+
+FILES: Final[tuple[Kind, ...]] = ("recipe", "benchmark")
+"""Kinds whose part is a YAML file."""
 
 SHADOWED: Final = {
     "ActionSubset", "ClassVar", "Completion", "Decoding", "DenseLogits", "Evaluated", "Field", "Literal", "LogitView",
@@ -104,6 +107,7 @@ def check(name: str | None, as_json: bool) -> None:
     entries = registry.belonging_to(name) if name is not None else registry.all_entries()
 
     from distillzoo.core.checks import Outcome, Subject, label, outcomes, parts_of
+    from distillzoo.core.checks.run import CHECKED_KINDS
     from distillzoo.core.progress import Reporter
 
     reporter = Reporter(quiet=as_json)
@@ -116,7 +120,7 @@ def check(name: str | None, as_json: bool) -> None:
         except UserError as error:
             unusable.append(f"{entry.kind} {entry.name}: {error}")
     if not subjects and not unusable:
-        raise UserError(f"'{name}' registers no part that the kit has checks for: {', '.join(KINDS)}.")
+        raise UserError(f"'{name}' registers no part that the kit has checks for: {', '.join(CHECKED_KINDS)}.")
     with reporter.stage("checking", total=len(subjects)):
         for entry, part in subjects:
             try:
@@ -178,7 +182,7 @@ def _print_outcomes(
 @click.option("--kind", required=True, metavar="KIND", help=f"One of {', '.join(KINDS)}.")
 @click.option("--into", type=click.Path(path_type=Path), default=".", show_default=True, help="Folder to write into.")
 def new(name: str, kind: str, into: Path) -> None:
-    """Write a small plugin package NAME that installs and passes the kit at once; then change it."""
+    """Write a small plugin package NAME that installs and passes its tests at once; then change it."""
     name = name.removeprefix("distillzoo-")
     if kind not in KINDS:
         raise UserError(f"There is no template for the kind '{kind}'.{suggest(kind, KINDS)}")
@@ -201,10 +205,13 @@ def new(name: str, kind: str, into: Path) -> None:
     except OSError as error:
         raise cannot("write", folder, error) from None
     click.echo("\n".join(str(folder / path) for path in files))
-    run = {"recipe": f"--algo {name}", "metric": f"--algo bd-iql --set 'evaluate.metrics=[{name},forward-kl]'"}
-    option = run.get(kind, f"--algo bd-iql --{kind} {name}")
+    command = {
+        "recipe": f"run --algo {name}",
+        "metric": f"run --algo bd-iql --set 'evaluate.metrics=[{name},forward-kl]'",
+        "benchmark": f"bench run {name} --algos kd,bd-iql",
+    }.get(kind, f"run --algo bd-iql --{kind} {name}")
     place = folder if folder.is_absolute() else f"./{folder}"
-    click.echo(f"\nNext:\n  pip install -e '{place}[test]'\n  pytest {folder}\n  distillzoo run {option}")
+    click.echo(f"\nNext:\n  pip install -e '{place}[test]'\n  pytest {folder}\n  distillzoo {command}")
 
 
 def _written(name: str, kind: str, registry: Registry) -> dict[str, str]:
@@ -226,10 +233,11 @@ def _written(name: str, kind: str, registry: Registry) -> dict[str, str]:
         "name": name, "kind": kind, "module": module, "class_name": class_name, "hook": HOOKS[_kind(kind)],
         "api": API_VERSION, "distillzoo_version": ".".join(version.split(".")[:2]),
     }  # fmt: skip
-    part = {f"{module}/{name}.yaml": "recipe.yaml"} if kind == "recipe" else {f"{module}/{kind}.py": f"{kind}.py"}
+    a_file = kind in FILES
+    part = {f"{module}/{name}.yaml": f"{kind}.yaml"} if a_file else {f"{module}/{kind}.py": f"{kind}.py"}
     files = {
         "pyproject.toml": "pyproject.toml",
-        f"{module}/__init__.py": "recipe.py" if kind == "recipe" else "hook.py",
+        f"{module}/__init__.py": "file.py" if a_file else "hook.py",
         **part,
         f"tests/test_{module}.py": f"test_{kind}.py",
         "README.md": "README.md",
