@@ -315,7 +315,7 @@ def test_an_unknown_baseline_is_refused(here: Here, tmp_path: Path) -> None:
 def browser(tmp_path: Path) -> Callable[..., tuple[str, str]]:
     """Opens a page in a browser without a window: its document after the scripts ran, and what they complained of."""
 
-    def opened(path: Path, script: str = "") -> tuple[str, str]:
+    def opened(path: Path, script: str = "", *more: str) -> tuple[str, str]:
         if script:  # the page forbids scripts but its own
             text = re.sub(r"<meta http-equiv=.Content-Security-Policy.*?>", "", path.read_text())
             path = tmp_path / "driven.html"
@@ -326,7 +326,7 @@ def browser(tmp_path: Path) -> Callable[..., tuple[str, str]]:
         logs = ["--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}"]
         # files and no pipes: a helper process that outlives the browser would hold a pipe open
         with (tmp_path / "dom.html").open("w") as dom, (tmp_path / "log.txt").open("w") as log:
-            command = [CHROMIUM, *options, *quiet, *logs, path.as_uri()]
+            command = [CHROMIUM, *options, *quiet, *logs, *more, path.as_uri()]
             subprocess.run(command, stdout=dom, stderr=log, timeout=120, check=True)
         told = (tmp_path / "log.txt").read_text().splitlines()
         return (tmp_path / "dom.html").read_text(), "\n".join(line for line in told if "CONSOLE" in line)
@@ -433,6 +433,82 @@ def test_a_narrow_page_does_not_scroll_sideways(tmp_path: Path, registry: Regist
     )
     document, _ = browser(frame)
     assert "<title>fits</title>" in document
+
+
+@in_a_browser
+@pytest.mark.parametrize(("scheme", "setting"), [("dark", 0), ("light", 1)])
+def test_text_stands_out_in_light_and_dark(
+    tmp_path: Path, registry: Registry, browser: Any, scheme: str, setting: int
+) -> None:
+    """Contrast of every text with what is behind it, (L1 + 0.05) / (L2 + 0.05) by WCAG 2.1, is at least 4.5."""
+    rows = [with_answers(tmp_path, one) if one.seed == 0 else one for one in [*zoo(2), failed("broken", 0, "no")]]
+    script = """
+    const parts = (text) => { const v = text.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
+    const bright = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+      const c = rgb[i] / 255;
+      return sum + weight * (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4); }, 0);
+    const over = (top, under) => top.slice(0, 3).map((c, i) => top[3] * c + (1 - top[3]) * under[i]);
+    const behind = (one) => { const own = one ? parts(getComputedStyle(one).backgroundColor) : null;
+      return own === null ? [255, 255, 255] : own[3] === 1 ? own : over(own, behind(one.parentElement)); };
+    for (const one of document.querySelectorAll("details")) one.open = true;
+    const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), weak = []; let seen = 0;
+    while (words.nextNode()) {
+      const text = words.currentNode.data.trim(), one = words.currentNode.parentElement;
+      if (!text || one.closest("script, style, svg") || one.offsetWidth === 0) continue;
+      const back = behind(one), front = over(parts(getComputedStyle(one).color), back);
+      const [dim, light] = [bright(front), bright(back)].sort((a, b) => a - b), ratio = (light + 0.05) / (dim + 0.05);
+      seen += 1; if (ratio < 4.5) weak.push([text, ratio]);
+    }
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    document.body.textContent = "TOLD" + JSON.stringify({dark, seen, weak}) + "END";
+    """
+    document, console = browser(
+        page(tmp_path, rows, registry), script, f"--blink-settings=preferredColorScheme={setting}"
+    )
+    assert console == ""
+    told = json.loads(document.partition("TOLD")[2].partition("END")[0])
+    assert told["dark"] == (scheme == "dark")
+    assert told["seen"] > 100
+    assert told["weak"] == []
+
+
+@in_a_browser
+def test_whatever_can_be_pressed_is_reached_by_keyboard_and_shows_it(
+    tmp_path: Path, registry: Registry, browser: Any
+) -> None:
+    rows = [with_answers(tmp_path, one) if one.seed == 0 else one for one in zoo(2)]
+    source = page(tmp_path, rows, registry)
+    # before the page's own script, to hear what it listens to
+    listen = """<script>window.pressed = [];
+    const add = EventTarget.prototype.addEventListener;
+    EventTarget.prototype.addEventListener = function (kind, ...rest) {
+      if (kind === "click") window.pressed.push(this);
+      return add.call(this, kind, ...rest); };</script>"""
+    text = re.sub(r"<meta http-equiv=.Content-Security-Policy.*?>", "", source.read_text())
+    source.write_text(text.replace("<head>", f"<head>{listen}", 1))
+    script = """
+    for (const one of document.querySelectorAll("details")) one.open = true;
+    const controls = document.querySelectorAll("button, input, select, summary, a[href]");
+    const all = [...new Set([...window.pressed, ...controls])].filter(
+      (one) => one instanceof Element && one.offsetWidth > 0);
+    const bad = all.filter((one) => {
+      one.focus();
+      const style = getComputedStyle(one);
+      return document.activeElement !== one || one.tabIndex < 0
+        || (style.outlineStyle === "none" && style.boxShadow === "none"); }).map((one) => one.outerHTML.slice(0, 200));
+    const sideways = [...document.querySelectorAll("*")].filter((one) => one.tabIndex < 0
+      && one.scrollWidth > one.clientWidth && ["auto", "scroll"].includes(getComputedStyle(one).overflowX));
+    document.body.textContent = "TOLD" + JSON.stringify(
+      {seen: all.length, heard: window.pressed.length, bad, sideways: sideways.map((one) => one.outerHTML.slice(0, 99))}
+    ) + "END";
+    """
+    document, console = browser(source, script)
+    assert console == ""
+    told = json.loads(document.partition("TOLD")[2].partition("END")[0])
+    assert told["heard"] > 0
+    assert told["seen"] > 30
+    assert told["bad"] == []
+    assert told["sideways"] == []
 
 
 @in_a_browser
