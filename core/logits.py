@@ -123,15 +123,19 @@ class LogitView(ABC):
 
 
 def _top(block: Float[Tensor, "M V"], k: int) -> tuple[Float[Tensor, "M k"], Int[Tensor, "M k"]]:
-    k = min(k, block.shape[1])
-    values, tokens = block.topk(min(k + 1, block.shape[1]), dim=1)
-    tied = (values[:, k - 1] == values[:, -1]) & (values.shape[1] > k)
+    if 4 * k > block.shape[1]:  # a selection of so many costs more than a sort
+        values, tokens = block.sort(dim=1, descending=True, stable=True)
+        return values[:, :k], tokens[:, :k]
+    values, tokens = block.topk(k + 1, dim=1)
+    tied = values[:, k - 1] == values[:, k]
     tokens, order = tokens[:, :k].sort(dim=1)
     values, by_value = values[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
     tokens = tokens.gather(1, by_value)
     if bool(tied.any()):  # topk picks any of the equals at its edge; a set must not depend on that
-        tied_values, tied_tokens = block[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], tokens[tied] = tied_values[:, :k], tied_tokens[:, :k]
+        at_edge = values[tied] == values[tied][:, -1:]
+        equal = block[tied] == values[tied][:, -1:]
+        lowest = equal & (equal.cumsum(1) <= at_edge.sum(1, keepdim=True))
+        tokens[tied] = tokens[tied].masked_scatter(at_edge, lowest.nonzero()[:, 1])
     return values, tokens
 
 

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from distillzoo.core.logits import DenseLogits
 from distillzoo.core.metric import Direction, Evaluated, Metric
-from distillzoo.core.prefixes import reaching
+from distillzoo.core.prefixes import prefixes, reaching
 
 
 class NucleusMass(Metric):
@@ -27,5 +28,5 @@ class NucleusMass(Metric):
         return evaluated.mean_over_tokens(self._inside, on="samples")
 
     def _inside(self, student: Float[Tensor, "n V"], teacher: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-        logprobs, order = teacher.log_softmax(1).sort(dim=1, descending=True, stable=True)
-        return torch.where(reaching(logprobs, self.p), student.softmax(1).gather(1, order), 0.0).sum(1)
+        nucleus = prefixes(DenseLogits(teacher), lambda logprobs, _: reaching(logprobs, self.p))
+        return torch.where(nucleus.mask, student.softmax(1).gather(1, nucleus.actions), 0.0).sum(1)

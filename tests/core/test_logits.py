@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from distillzoo.core import logits as logits_module
@@ -153,6 +155,24 @@ def test_top_breaks_ties_by_the_lower_id_also_at_its_edge():
         _, tokens = view.top(k, torch.arange(2))
         assert tokens[0].tolist() == [1, 2, 3, 4, 0, 5][:k]
         assert tokens[1].tolist() == [0, 1, 2, 3, 4, 5][:k]
+
+
+@given(
+    size=st.integers(1, 60),
+    k=st.integers(1, 60),
+    levels=st.integers(1, 30),
+    seed=st.integers(0, 2**31),
+    none=st.booleans(),
+)
+def test_top_is_the_beginning_of_a_stable_sort(size, k, levels, seed, none):
+    """Few levels of logits, as bfloat16 has them: most edges are tied, also at -inf."""
+    logits = torch.randint(levels, (8, size), generator=torch.Generator().manual_seed(seed)).float()
+    if none:
+        logits[logits == 0] = float("-inf")
+    values, order = logits.sort(dim=1, descending=True, stable=True)
+    found, tokens = DenseLogits(logits).top(k, torch.arange(8))
+    assert torch.equal(found, values[:, :k])
+    assert torch.equal(tokens, order[:, :k])
 
 
 def test_no_rows_at_all(parts):
