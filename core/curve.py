@@ -11,8 +11,8 @@ from distillzoo.core.world import World
 class CurveFile(TrainerCallback):
     """Evaluates the student before the first step, every ``curve.every`` steps and at the end.
 
-    The clock of the account stands still meanwhile, and no random state of the training is touched, so a run with a
-    curve ends with the same weights as one without.
+    The clock of the account stands still meanwhile, and no random state of the training is touched, so on a CPU a
+    run with a curve ends with the same weights as one without.
     """
 
     def __init__(self, world: World, directory: RunDirectory) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate.utils import release_memory
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
@@ -35,7 +36,7 @@ from distillzoo.core.subset import Subset
 from distillzoo.core.taught import pays, states_fit, taught, with_sets
 from distillzoo.core.trainer import Corpus, DistillTrainer, Places, share_of
 from distillzoo.core.trajectories import Trajectory
-from distillzoo.core.world import World
+from distillzoo.core.world import LOAD_TIMEOUT, World
 
 RESULT_SCHEMA: Final = 1
 
@@ -61,6 +62,7 @@ def distil(
         UserError: something in the configuration, data or models is wrong, or a file can't be written.
     """
     start = time.perf_counter()
+    release_memory()  # accelerate leaves the student of an earlier training in a cycle of references
     set_seed(config.seed)
     world = World(config, registry, reporter)
     if config.teacher_cache is not None:
@@ -313,7 +315,9 @@ def training_arguments(world: World, directory: RunDirectory) -> TrainingArgumen
         label_names=["labels"],
         disable_tqdm=True,
         dataloader_pin_memory=world.device.type == "cuda",
+        logging_nan_inf_filter=False,  # compute_loss refuses such a loss
         ddp_find_unused_parameters=False,
+        ddp_timeout=int(LOAD_TIMEOUT.total_seconds()),
     )
     if arguments.n_gpu > 1:  # one process drives one GPU; nn.DataParallel would split a batch of transitions
         arguments._n_gpu = 1

@@ -29,7 +29,7 @@ EXACT: Final = (torch.float32, torch.float64)
 KERNEL_TYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 """Types that the Triton kernels take."""
 
-WIDE_PRODUCTS: Final = "out_dtype" in (torch.mm.__doc__ or "")
+WIDE_PRODUCTS: Final = hasattr(torch.ops.aten.mm, "dtype")
 """Whether this torch multiplies low-precision matrices into float32 on a GPU (from 2.8 on)."""
 
 
@@ -120,7 +120,19 @@ def _product(hidden: Tensor, weight: Tensor) -> Tensor:
             return hidden @ weight.T
         if hidden.is_cuda and WIDE_PRODUCTS:
             return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        if hidden.is_cuda:
+            return _in_tf32(hidden.float(), weight.float().T)
         return hidden.float() @ weight.float().T
+
+
+def _in_tf32(left: Tensor, right: Tensor) -> Tensor:
+    """The product on tensor cores. TF32 keeps 10 bits behind the point: it rounds no bfloat16 or float16 number."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return left @ right
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class _HeadFunction(torch.autograd.Function):
@@ -232,7 +244,9 @@ class _Rowwise(_HeadFunction):
     ) -> Tensor:
         _remember(ctx, head, hidden)
         ctx.fn, ctx.other, ctx.chunks, ctx.step = fn, other, chunks, step
-        return torch.cat([_values(fn, head.logits(hidden[rows]), other, rows, step) for rows in chunks])
+        dtype = compute_dtype(hidden)
+        used = head.used(dtype)  # in its type once and not for each chunk
+        return torch.cat([_values(fn, _logits(hidden[rows].to(dtype), used), other, rows, step) for rows in chunks])
 
     @staticmethod
     @once_differentiable
@@ -316,7 +330,8 @@ class _Gather(torch.autograd.Function):
 def _rows(start: Tensor, pairs: int) -> Tensor:
     """The row of each pair."""
     ends = torch.cat([start[1:], start.new_full((1,), pairs)])
-    return torch.repeat_interleave(torch.arange(len(start), device=start.device), ends - start)
+    numbers = torch.arange(len(start), device=start.device)
+    return torch.repeat_interleave(numbers, ends - start, output_size=pairs)
 
 
 def _sampled_product(hidden: Tensor, weight: Tensor, start: Tensor, action: Tensor) -> Tensor:

@@ -312,12 +312,12 @@ def softmax_gradient(
 
 
 def try_out(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile and run all kernels once, on tiles of full size.
+    """Compile and run all kernels once, on tiles of full size and deep enough for all their stages.
 
     Raises:
         Exception: of the compiler or the driver, where this device can't.
     """
-    states, tokens = (torch.ones(n, 1, device=device, dtype=dtype) for n in (ROWS, COLUMNS))
+    states, tokens = (torch.ones(n, 4 * DEPTH_BYTES, device=device, dtype=dtype) for n in (ROWS, COLUMNS))
     first = torch.zeros(1, dtype=torch.long, device=device)
     values = pair_products(states, tokens, first, first, dtype)
     weighted_sums(states, first, first, values, dtype)

@@ -22,7 +22,7 @@ ROUNDS: Final = 1.5
 def pays(trajectories: Sequence[Trajectory], sequences: int) -> bool:
     """Whether the teacher should read the trajectories before the training.
 
-    The answer is the same when a run is resumed, which otherwise would not end with the same bits.
+    The answer is the same when a run is resumed, which otherwise would not end with the same bits on a CPU.
 
     Args:
         trajectories: of the training.

@@ -169,15 +169,17 @@ class DistillTrainer(Trainer):
         if text is not None:
             self._spent.student_tokens += len(text.table)
         result: StepResult = model(asked, text)
-        if not math.isfinite(float(result.loss.detach())):
-            bad = [name for name, value in result.sums.items() if not math.isfinite(float(value))]
+        # one copy from the device, which it waits for
+        loss, *sums = torch.stack([value.detach().double() for value in (result.loss, *result.sums.values())]).tolist()
+        if not math.isfinite(loss):
+            bad = [name for name, value in zip(result.sums, sums, strict=True) if not math.isfinite(value)]
             raise Diverged(
                 f"The loss is not finite at step {self.state.global_step} (terms: {', '.join(bad) or 'their sum'}). "
                 f"The checkpoints so far are kept. A lower train.lr or, for TD terms, a larger alpha may help."
             )
-        self._note(result)
-        loss = result.loss * self.accelerator.num_processes / num_items_in_batch
-        return (loss, result) if return_outputs else loss
+        self._note(result, sums)
+        scaled = result.loss * self.accelerator.num_processes / num_items_in_batch
+        return (scaled, result) if return_outputs else scaled
 
     def _ask(self, inputs: dict[str, Any]) -> Asked:
         batch = Batch(**inputs)
@@ -204,9 +206,9 @@ class DistillTrainer(Trainer):
             teacher = view_of_teacher(self._teacher, batch, table)
         return PlainText(batch, table, teacher, weight, self._corpus.teacher_share)
 
-    def _note(self, result: StepResult) -> None:
-        for name, value in result.sums.items():
-            self._sums[name] += float(value)
+    def _note(self, result: StepResult, sums: Sequence[float]) -> None:
+        for name, value in zip(result.sums, sums, strict=True):
+            self._sums[name] += value
         self._rows += result.rows
         self._spent.student_tokens += result.rows
         room = SIZES_KEPT - len(self._sizes)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,9 +67,9 @@ def pick_device(name: str) -> torch.device:
     number = re.fullmatch(r"cuda:(\d+)", name)
     try:
         if number is not None and "LOCAL_RANK" not in os.environ:
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            seen = _given_gpus()
             # one process drives one GPU and the Trainer takes cuda:0, so the others are hidden before CUDA starts
-            os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(number[1])] if seen != [""] else number[1]
+            os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(number[1])] if seen else number[1]
             name = "cuda"
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -84,6 +84,13 @@ def pick_device(name: str) -> torch.device:
             f"device '{name}' cannot be used here: {str(error).splitlines()[0].rstrip('.')}. Try auto or cpu."
         ) from None
     return device
+
+
+@cache
+def _given_gpus() -> tuple[str, ...]:
+    """What ``CUDA_VISIBLE_DEVICES`` said before this process hid any."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(named.split(",")) if named else ()
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

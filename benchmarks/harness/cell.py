@@ -106,6 +106,8 @@ def failed(cell: Cell, error: str) -> Row:
 
 
 def _trained(cell: Cell, folder: Path, out: Path) -> Row:
+    from accelerate.utils import release_memory
+
     from distillzoo.benchmarks.harness.scores import must_be_pinned, references, scored
     from distillzoo.benchmarks.harness.start import cache_of, models_of
     from distillzoo.core.cli.output import silence_libraries
@@ -131,6 +133,7 @@ def _trained(cell: Cell, folder: Path, out: Path) -> Row:
             shutil.rmtree(directory.path, ignore_errors=True)
             RunDirectory.create(directory.path)
         distil(config, registry, directory, Reporter(quiet=False), score=False)
+        release_memory()  # the student is read again for its scores
     result = json.loads(directory.result.read_text(encoding="utf-8"))
     trained = time.perf_counter()
     found = scored(cell, benchmark, registry, config, directory.model)

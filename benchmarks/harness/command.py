@@ -60,7 +60,7 @@ def inputs_given(context: Any, parameter: Any, values: tuple[str, ...]) -> dict[
 @click.option("--resume", is_flag=True, help="Go on: what is done is skipped, what failed is run again.")
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Cells at a time.  [default: GPUs, else cores]")
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 @click.option("--dry-run", is_flag=True, help="Two steps of every cell with tiny random models and embedded data.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the final lines only.")
 def run(
@@ -118,7 +118,7 @@ def run(
             seeds=single or range(1 if dry_run and seeds is None else seeds or benchmark.seeds),
             inputs=benchmark.given(inputs),
             changes=sets,
-            device=device,
+            device=device.partition(":")[0],  # a cell sees the GPU that it gets and no other
             file=file,
             dry_run=dry_run,
         )

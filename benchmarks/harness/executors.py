@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from distillzoo.core.errors import UserError
+
 LOG: Final = "log.txt"
 """What a cell's process wrote, in its folder."""
 
@@ -47,11 +49,12 @@ class Local:
 
     Attributes:
         jobs: cells at a time.
-        gpus: GPUs to share out; 0 for a CPU.
+        gpus: the GPUs to share out, as ``CUDA_VISIBLE_DEVICES`` names them; none for a CPU. A cell sees its own alone,
+            which is ``cuda`` there.
     """
 
     jobs: int
-    gpus: int
+    gpus: Sequence[str]
 
     @property
     def threads(self) -> int | None:
@@ -85,8 +88,7 @@ class Local:
     def _start(self, folder: Path, slot: int) -> subprocess.Popen[bytes]:
         environment = {**os.environ, PARENT: str(os.getpid())}
         if self.gpus:
-            seen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = seen[slot % self.gpus] if seen != [""] else str(slot % self.gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         else:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with (folder / LOG).open("ab") as log:
@@ -97,16 +99,28 @@ def chosen_executor(name: str, jobs: int | None, device: str) -> Executor:
     """The executor of a name, with as many cells at a time as asked, or as the machine has GPUs or else cores.
 
     Raises:
-        UserError: the executor's extra is not installed.
+        UserError: the executor's extra is not installed, or ``device`` names a GPU that it cannot choose.
     """
     if name == "ray":
         from distillzoo.benchmarks.harness.cluster import Cluster
 
+        if ":" in device:
+            raise UserError(f"--device {device}: ray chooses the GPU of a cell. Use cuda.")
         return Cluster.connected(jobs, device)
+    gpus = _gpus(device) if device == "auto" or device.startswith("cuda") else []
+    return Local(jobs or len(gpus) or os.cpu_count() or 1, gpus)
+
+
+def _gpus(device: str) -> list[str]:
+    """The GPUs that cells may have: all that this process sees, or the one that ``cuda:N`` names."""
     import torch
 
-    gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
-    return Local(jobs or gpus or os.cpu_count() or 1, gpus)
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    count, number = torch.cuda.device_count(), device.partition(":")[2]
+    if device != "auto" and count <= int(number or 0):
+        raise UserError(f"--device {device}: GPUs are numbered from 0, and torch sees {count or 'none'} here.")
+    return [seen[int(number)]] if number else seen[:count]
 
 
 def cell_process(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from distillzoo.benchmarks.harness.benchmark import Benchmark, renamed, with_inputs
 from distillzoo.benchmarks.harness.cell import CELL, ROW, configuration
-from distillzoo.benchmarks.harness.executors import Local
+from distillzoo.benchmarks.harness.executors import Local, chosen_executor
 from distillzoo.benchmarks.harness.matrix import run_matrix
 from distillzoo.benchmarks.harness.plan import Cell, plan, suite_hash
 from distillzoo.benchmarks.harness.row import Row, parse_row, read_rows
@@ -268,9 +268,53 @@ def test_a_matrix_does_not_go_on_with_another_number_of_threads(
     (folder / ROW).write_text(done.model_dump_json())
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with pytest.raises(UserError, match=r"ran with 1 thread.* would have 2 now.*Set OMP_NUM_THREADS=1"):
-        run_matrix([cell], tmp_path, Local(1, gpus=0), True, lambda standing: None)
+        run_matrix([cell], tmp_path, Local(1, gpus=[]), True, lambda standing: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert run_matrix([cell], tmp_path, Local(1, gpus=0), True, lambda standing: None).skipped == 1
+    assert run_matrix([cell], tmp_path, Local(1, gpus=[]), True, lambda standing: None).skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "shared_out"),
+    [
+        ("auto", None, ["0", "1"]),
+        ("cuda", "3,5", ["3", "5"]),
+        ("cuda:1", None, ["1"]),
+        ("cuda:1", "3,5", ["5"]),
+        ("cpu", None, []),
+    ],
+)
+def test_a_cell_sees_its_own_gpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, shared_out: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    seen: list[str | None] = []
+
+    class Process:
+        def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
+            seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    monkeypatch.setattr("distillzoo.benchmarks.harness.executors.TICK", 0)
+    executor = chosen_executor("local", None, device)
+    assert executor.jobs == (len(shared_out) or os.cpu_count())
+    assert {event.what for event in executor.run([tmp_path] * executor.jobs)} == {"began", "ended", "waiting"}
+    assert seen == (shared_out or [visible] * executor.jobs)
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(here: Here, registry: Registry) -> None:
+    for device, wrong in (("cuda", "torch sees none"), ("cuda:1", "numbered from 0")):
+        refused = here("bench", "run", "micro", "--algos", "bc", "--device", device)
+        assert refused.returncode == 2
+        assert wrong in refused.stderr
+    refused = here("bench", "run", "micro", "--algos", "bc", "--device", "cuda:1", "--executor", "ray")
+    assert refused.returncode == 2
+    assert "ray chooses the GPU" in refused.stderr
 
 
 def test_what_a_curve_measures_is_among_the_scores(registry: Registry) -> None:

@@ -427,6 +427,20 @@ def test_the_interpreter_is_gone_after_a_test(loaded):
     assert "interpreted_kernels" not in sys.modules
 
 
+def test_tf32_is_on_for_the_product_alone():
+    seen = []
+
+    class Factor(torch.Tensor):
+        def __matmul__(self, other):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return other
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    factored._in_tf32(torch.ones(2, 2).as_subclass(Factor), torch.ones(2, 2))
+    assert seen == [True]
+    assert torch.backends.cuda.matmul.allow_tf32 is before
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("dtype", TYPES)
