@@ -11,7 +11,7 @@ from distillzoo.benchmarks.leaderboard.check import check
 from distillzoo.core.registry import Registry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MICRO = BENCHMARKS / "results" / "micro"
+MICRO, SMOL = (BENCHMARKS / "results" / suite for suite in ("micro", "smol"))
 
 
 def test_every_recipe_has_every_seed_and_nothing_is_wrong_with_its_rows(registry: Registry) -> None:
@@ -21,23 +21,45 @@ def test_every_recipe_has_every_seed_and_nothing_is_wrong_with_its_rows(registry
     assert [finding.text for finding in findings if finding.level == "problem"] == []
 
 
+def test_smol_has_both_seeds_of_all_its_recipes_from_a_clean_commit() -> None:
+    rows = read_rows(SMOL / "results.jsonl")
+    algos = ("seqkd", "kd", "rkl", "bd-iql", "bd-iql-released", "bd-plus")
+    assert {(row.algo, row.seed) for row in rows} == {(algo, seed) for algo in algos for seed in range(2)}
+    assert {(row.status, row.dirty) for row in rows} == {("done", False)}
+    assert len({row.git for row in rows}) == 1
+
+
+def built(folder: Path, site: Path, registry: Registry) -> str:
+    """The folder's Markdown, which is what its rows give."""
+    build([folder / "results.jsonl"], site, None, (), registry)
+    for name in ("leaderboard.md", "leaderboard.csv"):
+        assert (folder / name).read_text() == (site / name).read_text(), f"build {folder.name}'s {name} anew"
+    return (folder / "leaderboard.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def table(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
-    site = tmp_path_factory.mktemp("site")
-    build([MICRO / "results.jsonl"], site, None, (), registry)
-    for name in ("leaderboard.md", "leaderboard.csv"):
-        assert (MICRO / name).read_text() == (site / name).read_text(), f"build {name} anew"
-    return (MICRO / "leaderboard.md").read_text()
+    return built(MICRO, tmp_path_factory.mktemp("micro"), registry)
+
+
+def assert_same_table(text: str, table: str, lines_expected: int) -> None:
+    heads, _, *lines = cells_of(text)
+    wide, _, *wider = cells_of(table)
+    places = [wide.index(head) for head in heads]
+    assert lines == [[line[place] for place in places] for line in wider[: len(lines)]]
+    assert len(lines) == lines_expected
 
 
 def test_the_table_in_the_document_is_that_of_the_rows(table: str) -> None:
     text = (BENCHMARKS / "RESULTS.md").read_text()
     part = text[text.index("### The table") : text.index("### The paper's claims about efficiency")]
-    heads, _, *lines = cells_of(part)
-    wide, _, *wider = cells_of(table)
-    places = [wide.index(head) for head in heads]
-    assert lines == [[line[place] for place in places] for line in wider[: len(lines)]]
-    assert len(lines) >= 17
+    assert_same_table(part, table, 17)
+
+
+def test_the_table_of_smol_in_the_document_is_that_of_the_rows(registry: Registry, tmp_path: Path) -> None:
+    text = (BENCHMARKS / "RESULTS.md").read_text()
+    part = text[text.index("### The `smol` suite at a reduced budget") :]
+    assert_same_table(part, built(SMOL, tmp_path, registry), 6)
 
 
 def test_the_figures_in_the_readme_are_those_of_the_rows(table: str) -> None:
