@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -169,8 +170,10 @@ class DistillTrainer(Trainer):
         if text is not None:
             self._spent.student_tokens += len(text.table)
         result: StepResult = model(asked, text)
+        values = (result.loss, *result.sums.values())
+        wide = reduce(torch.promote_types, (value.dtype for value in values))
         # one copy from the device, which it waits for
-        loss, *sums = torch.stack([value.detach().double() for value in (result.loss, *result.sums.values())]).tolist()
+        loss, *sums = torch.stack([value.detach().to(wide) for value in values]).tolist()
         if not math.isfinite(loss):
             bad = [name for name, value in zip(result.sums, sums, strict=True) if not math.isfinite(value)]
             raise Diverged(
