@@ -146,7 +146,7 @@ def mean_nll(model: Backbone, rows: Sequence[PromptRow], pad: int, batch_size: i
                         model.model.device):  # fmt: skip
         table = batch.transitions()
         view = model.view_of(batch, table)
-        total += float((view.logsumexp() - view.select(table.action)).double().sum())
+        total += float((view.logsumexp() - view.select(table.action)).cpu().double().sum())
         count += len(table)
     model.model.train(training)
     return total / max(1, count)

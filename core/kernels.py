@@ -24,6 +24,9 @@ COLUMNS: Final = 128
 DEPTH_BYTES: Final = 128
 """Of a tile's factors the bytes of a row held at a time; three stages take 96 KiB, which every GPU since Ampere has."""
 
+TRIAL_WIDTH: Final = 4 * DEPTH_BYTES
+"""Numbers in a row of what ``try_out`` multiplies: more than all stages hold, so that all are used."""
+
 PROGRAMS: Final = 1024
 """Programs among which ``logsumexp`` divides its tiles: several for each processor of the largest GPUs."""
 
@@ -317,7 +320,7 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
     Raises:
         Exception: of the compiler or the driver, where this device can't.
     """
-    states, tokens = (torch.ones(n, 4 * DEPTH_BYTES, device=device, dtype=dtype) for n in (ROWS, COLUMNS))
+    states, tokens = (torch.ones(n, TRIAL_WIDTH, device=device, dtype=dtype) for n in (ROWS, COLUMNS))
     first = torch.zeros(1, dtype=torch.long, device=device)
     values = pair_products(states, tokens, first, first, dtype)
     weighted_sums(states, first, first, values, dtype)

@@ -307,7 +307,8 @@ def test_a_cell_sees_its_own_gpu_alone(
     assert seen == (shared_out or [visible] * executor.jobs)
 
 
-def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(here: Here, registry: Registry) -> None:
+def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     for device, wrong in (("cuda", "torch sees none"), ("cuda:1", "numbered from 0")):
         refused = here("bench", "run", "micro", "--algos", "bc", "--device", device)
         assert refused.returncode == 2

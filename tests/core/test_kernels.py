@@ -427,6 +427,7 @@ def test_the_interpreter_is_gone_after_a_test(loaded):
     assert "interpreted_kernels" not in sys.modules
 
 
+@pytest.mark.filterwarnings("ignore:.*TF32.*:UserWarning")  # of torch 2.9, about the setting's name
 def test_tf32_is_on_for_the_product_alone():
     seen = []
 
