@@ -48,14 +48,14 @@ class TDBatch:
     def target(self) -> LogitView:
         """The logits of the target network, for objectives that declare ``target_update``. No gradient."""
         if self.target_view is None:
-            raise ValueError("The objective reads a target network but does not declare it: give it a target_update.")
+            raise UserError("The objective reads a target network but does not declare it: give it a target_update.")
         return self.target_view
 
     @property
     def teacher(self) -> LogitView:
         """The teacher's logits over the whole vocabulary, for objectives that declare ``needs_teacher_view``."""
         if self.teacher_view is None:
-            raise ValueError(
+            raise UserError(
                 "The objective reads the teacher's whole distribution but does not declare it: "
                 "return True from needs_teacher_view."
             )
@@ -163,7 +163,11 @@ class Objective(Part):
         """The loss terms of each row."""
 
     def needs_teacher_view(self, subset: ActionSubset) -> bool:
-        """Whether ``terms`` reads ``td.teacher`` when it works on this subset."""
+        """Whether ``terms`` reads ``td.teacher`` when it works on this subset.
+
+        One that reads ``td.subset.logprobs`` needs the view too where ``subset.needs_teacher`` is false, as with
+        ``full``: a set chosen without the teacher brings none of its log-probabilities along.
+        """
         return False
 
     @property

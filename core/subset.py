@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from distillzoo.core.errors import UserError
 from distillzoo.core.logits import LogitView
 from distillzoo.core.part import Part
 
@@ -127,7 +128,10 @@ class WholeVocabulary(Subset):
     @property
     def logprobs(self) -> Float[Tensor, "N V"]:
         if self.teacher is None:
-            raise ValueError("The whole vocabulary has no teacher log-probabilities: this run has no teacher view.")
+            raise UserError(
+                "The objective reads the teacher's log-probabilities of the whole vocabulary but does not declare it: "
+                "return True from needs_teacher_view for a subset whose needs_teacher is false."
+            )
         logprobs = self.teacher.block(torch.arange(self._view.rows, device=self._view.device)).log_softmax(1)
         return logprobs.where(self.mask, 0.0)
 

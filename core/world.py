@@ -64,7 +64,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: the name is unknown or this machine has no such device.
     """
-    number = re.fullmatch(r"cuda:(\d+)", name)
+    asked, number = name, re.fullmatch(r"cuda:(\d+)", name)
     try:
         if number is not None and "LOCAL_RANK" not in os.environ:
             seen = _given_gpus()
@@ -81,7 +81,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device '{name}': CUDA_VISIBLE_DEVICES shows {len(seen)} devices.") from None
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"device '{name}' cannot be used here: {str(error).splitlines()[0].rstrip('.')}. Try auto or cpu."
+            f"device '{asked}' cannot be used here: {str(error).splitlines()[0].rstrip('.')}. Try auto or cpu."
         ) from None
     return device
 

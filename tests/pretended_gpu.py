@@ -155,7 +155,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, fact, lambda *_, value=value, **__: value)
     monkeypatch.setattr(nn.Module, "to", moved)
     monkeypatch.setattr(factored, "_kernels_on", lambda device: None)  # the kernels have tests of their own
-    monkeypatch.setattr(factored, "WIDE_PRODUCTS", True)
     monkeypatch.setattr(world, "pick_device", lambda name: GPU)
     monkeypatch.setattr(TrainingArguments, "device", property(lambda self: GPU))
     monkeypatch.setattr(Accelerator, "device", property(lambda self: GPU))

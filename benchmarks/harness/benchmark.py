@@ -25,6 +25,10 @@ OVER_THE_SUITE: Final = "suite."
 """How a setting begins that changes the benchmark itself, not the configuration of its cells."""
 
 
+NAMED: Final = ("inputs", "pairs", "tasks", "decodings")
+"""Fields whose keys are names of the benchmark's own."""
+
+
 FILES: Final = (".json", ".jsonl", ".csv", ".parquet", ".gguf", ".txt")
 """Endings of a file's name; what ends so is no hub id."""
 
@@ -160,13 +164,17 @@ class Benchmark(_Section):
         Raises:
             UserError: the file is missing, is no YAML mapping, or a field is wrong.
         """
-        own = tuple(change.removeprefix(OVER_THE_SUITE) for change in parted(changes)[0])
-        tree = merge(read_yaml(path), assignments(own))
+        file, own = read_yaml(path), parted(changes)[0]
+        tree = merge(file, assignments(own).get(OVER_THE_SUITE.rstrip("."), {}))
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            where = f"Benchmark '{path}'" + (f" with --set {', '.join(own)}" if own else "")
-            raise UserError(f"{where}: {explain(error, '', cls)}") from None
+            new = [(part, name) for part in NAMED for name in _names(tree, part) if name not in _names(file, part)]
+            hints = "".join(
+                f" The file has no '{part}.{name}'.{suggest(name, _names(file, part))}" for part, name in new
+            )
+            where = f"Benchmark '{path.name}' with --set {', '.join(own)}" if own else f"Benchmark '{path}'"
+            raise UserError(f"{where}: {explain(error, '', cls)}{hints}") from None
 
     def given(self, values: Mapping[str, str]) -> dict[str, str]:
         """The inputs' values: those given, else the defaults. Files are named by absolute paths.
@@ -176,7 +184,8 @@ class Benchmark(_Section):
         """
         for name in values:
             if name not in self.inputs:
-                raise UserError(f"--input {name}: the benchmark has no such input.{suggest(name, self.inputs)}")
+                known = suggest(name, self.inputs) if self.inputs else " It takes none."
+                raise UserError(f"--input {name}: the benchmark has no such input.{known}")
         missing = {name: one.about for name, one in self.inputs.items() if values.get(name, one.default) is None}
         if missing:
             needed = "; ".join(f"--input {name}=PATH: {about}" for name, about in missing.items())
@@ -193,6 +202,12 @@ class Benchmark(_Section):
                 raise UserError(f"--input {name}={value}: the file's sha256 is not {one.sha256}, the benchmark's.")
             found[name] = value
         return found
+
+
+def _names(tree: Mapping[str, Any], part: str) -> list[str]:
+    """The keys of a field that may be anything as yet."""
+    found = tree.get(part)
+    return [str(name) for name in found] if isinstance(found, Mapping) else []
 
 
 def parted(changes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -143,6 +143,6 @@ def run(
         click.echo(f"failed  {cell.name}: {row.error}", err=True)
     if not dry_run:
         click.echo(f"results {target / RESULTS}")
-        click.echo(f"page    distillzoo leaderboard build {os.path.relpath(target / RESULTS)} --out site")
+        click.echo(f"next    distillzoo leaderboard build {os.path.relpath(target / RESULTS)} --out site")
     if standing.failed:
         sys.exit(1)

@@ -53,9 +53,13 @@ def check(file: Path, as_json: bool) -> None:
     if as_json:
         print_json({"fine": not problems, "findings": [asdict(finding) for finding in findings]})
     else:
+        said: dict[tuple[str, str], list[int]] = {}
         for finding in findings:
-            where = "" if finding.line is None else f"line {finding.line}: "
-            click.echo(f"{finding.level:8}{where}{finding.text}")
+            lines = said.setdefault((finding.level, finding.text), [])
+            lines += [] if finding.line is None else [finding.line]
+        for (level, text), lines in said.items():
+            where = f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}: " if lines else ""
+            click.echo(f"{level:8}{where}{text}")
         click.echo("Fine." if not problems else f"{problems} {'problem' if problems == 1 else 'problems'}.")
     if problems:
         sys.exit(1)

@@ -113,8 +113,8 @@ def chosen(cells: Sequence[Cell], which: str, seed: int) -> Row:
         found = [cell for cell in cells if (cell.row.name, cell.row.seed) == (which, seed)]
         if not found:
             names = [cell.row.name for cell in cells]
-            hint = "" if which in names else suggest(which, names)
-            raise UserError(f"There is no row of {which} with seed {seed}.{hint}")
+            seeds = f" with seed {seed}." if which in names else f".{suggest(which, names)}"
+            raise UserError(f"There is no row of {which}{seeds}")
     if len(found) > 1:
         lines = ", ".join(str(cell.line) for cell in found)
         raise UserError(f"Several rows are of {which} with seed {seed}: choose one of the lines {lines}.")
@@ -190,6 +190,7 @@ def comparison(again: Again) -> str:
     """Scores then and now, and what they amount to."""
     lines = [] if again.ran else ["The cell was run again by an earlier call; these are its scores."]
     width = max(len(f"{s.task}, {s.decoding}, {s.metric}") for s, _ in again.scores) if again.scores else 0
+    lines += [f"{'':{width}}  {'the row':>10}  {'now':>10}"] if again.scores else []
     for score, now in again.scores:
         name = f"{score.task}, {score.decoding}, {score.metric}"
         lines.append(f"{name:{width}}  {figure(score.value, 4):>10}  {figure(now, 4):>10}")

@@ -75,6 +75,10 @@ def _markdown_table(table: Table, ranked: Sequence[Standing], baseline: str) -> 
         origins = (f"{one.distribution} {one.version}" for one in (first.recipe, *first.parts.values()))
         cells += [", ".join(dict.fromkeys(origins))]
         lines.append(cells)
+    before = 3 if len(table.headline) > 1 else 1
+    for name, scores in table.references.items():
+        cells = [name, *[""] * (before - 1), *(figure(scores.get(column), column.digits) for column in columns)]
+        lines.append([*cells, *[""] * (len(heads) - len(cells))])
     return _drawn(heads, lines)
 
 

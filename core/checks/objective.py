@@ -34,6 +34,7 @@ from distillzoo.core.checks.world import (
     make_world,
     rows_of,
 )
+from distillzoo.core.errors import UserError
 from distillzoo.core.logits import DenseLogits
 from distillzoo.core.objective import Objective
 
@@ -168,12 +169,12 @@ def declared_teacher(objective: Objective) -> None:
     """An objective that reads the teacher's whole distribution says so, and one that doesn't works without it."""
     world = make_world()
     for composition in fitting(objective):
-        if composition[0].needs_teacher and not objective.needs_teacher_view(composition[0]):
+        if not (composition[0].needs_student or objective.needs_teacher_view(composition[0])):
             try:
                 measure(objective, world, composition, Lay(blind=True))
-            except ValueError as error:
+            except UserError as error:
                 raise CheckFailed(
-                    f"terms() reads td.teacher, and needs_teacher_view() is false for this subset: {error}"
+                    f"terms() reads the whole teacher, and needs_teacher_view() is false for this subset: {error}"
                 ) from None
 
 
@@ -186,7 +187,7 @@ def declared_target(objective: Objective) -> None:
             td, _ = batch(world, composition)
             try:
                 evaluate(objective, replace(td, target_view=None))
-            except ValueError as error:
+            except UserError as error:
                 raise CheckFailed(f"terms() reads td.target, and target_update is none: {error}") from None
 
 

@@ -209,9 +209,10 @@ def batch(world: World, composition: Composition, lay: Lay = PLAIN) -> tuple[TDB
     chosen = subset.with_action(subset.select(teacher), teacher, table.action)
     if lay.wide and not chosen.full:
         chosen = widened(chosen, lay.wide)
-    blind = lay.blind and not chosen.full
+    if lay.blind and chosen.full:
+        chosen = WholeVocabulary(student)
     target = student_view(world.hidden.detach()[rows], world.weight.detach(), lay)
-    return TDBatch(table, student, chosen, extraction, None if blind else teacher, target), rows
+    return TDBatch(table, student, chosen, extraction, None if lay.blind else teacher, target), rows
 
 
 def teacher_view(logits: Tensor, spare: int = 0, holes: int = 0) -> DenseLogits:

@@ -120,7 +120,10 @@ def check(name: str | None, as_json: bool) -> None:
         except UserError as error:
             unusable.append(f"{entry.kind} {entry.name}: {error}")
     if not subjects and not unusable:
-        raise UserError(f"'{name}' registers no part that the kit has checks for: {', '.join(CHECKED_KINDS)}.")
+        tried = "".join(
+            f" 'distillzoo bench run {e.name} --dry-run' tries it." for e in entries if e.kind == "benchmark"
+        )
+        raise UserError(f"'{name}' registers no part that the kit has checks for: {', '.join(CHECKED_KINDS)}.{tried}")
     with reporter.stage("checking", total=len(subjects)):
         for entry, part in subjects:
             try:
@@ -208,7 +211,7 @@ def new(name: str, kind: str, into: Path) -> None:
     command = {
         "recipe": f"run --algo {name}",
         "metric": f"run --algo bd-iql --set 'evaluate.metrics=[{name},forward-kl]'",
-        "benchmark": f"bench run {name} --algos kd,bd-iql",
+        "benchmark": f"bench run {name} --algos kd,bd-iql --seeds 1",
     }.get(kind, f"run --algo bd-iql --{kind} {name}")
     place = folder if folder.is_absolute() else f"./{folder}"
     click.echo(f"\nNext:\n  pip install -e '{place}[test]'\n  pytest {folder}\n  distillzoo {command}")

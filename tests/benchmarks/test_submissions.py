@@ -124,7 +124,7 @@ def test_the_row_to_reproduce_is_found(tmp_path: Path) -> None:
     assert again.chosen(cells, "kd", 1).seed == 1
     for which, seed, said in (
         ("9", 0, "no row on line 9"),
-        ("kdd", 0, "no row of kdd with seed 0. Did you mean 'kd'?"),
+        ("kdd", 0, "no row of kdd. Did you mean 'kd'?"),
         ("kd", 5, "no row of kd with seed 5"),
         ("bc", 0, "no score to compare: no memory"),
     ):

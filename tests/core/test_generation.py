@@ -124,8 +124,10 @@ def assert_recorded(student, mixed: Mixture | None, decoding: Decoding, found: l
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma2"])
 def test_recorded_logprobs_are_those_of_plain_forward_passes(kind, decoding):
     student = tiny_model(kind)
-    found = generator(student, with_logprobs=True, stops=[2, 3, 4, 5, 6, 7, 8])(PROMPTS, decoding, seed=4)
-    assert len({len(c.tokens) for c in found}) > 1, "some rows should end before others"
+    sampled = generator(student, with_logprobs=True, stops=[2, 3, 4, 5, 6, 7, 8])
+    tries = (sampled(PROMPTS, decoding, seed=seed) for seed in range(4, 24))  # numbers drawn differ between releases
+    found = next((one for one in tries if len({len(c.tokens) for c in one}) > 1), None)
+    assert found is not None, "some rows should end before others"
     assert_recorded(student, None, decoding, found)
 
 

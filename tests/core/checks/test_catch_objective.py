@@ -183,6 +183,13 @@ class AttachedTeacher(Cloning):
         return super().loss(td) * sure.exp()
 
 
+class UndeclaredLogprobs(Cloning):
+    """The teacher's log-probabilities of a set that it did not choose."""
+
+    def loss(self, td: TDBatch) -> Tensor:
+        return super().loss(td) * td.subset.logprobs.masked_fill(~td.subset.mask, float("-inf")).exp().amax(1).detach()
+
+
 class UndeclaredTeacher(Cloning):
     def loss(self, td: TDBatch) -> Tensor:
         sure = td.teacher.select(td.transitions.action) - td.teacher.logsumexp()
@@ -343,7 +350,8 @@ BROKEN: list[Broken] = [
     ("vocabulary-rows", InUnitsOfLogV(), "ids without a token are added.* number of columns"),
     ("masked-positions", WholeGraph(), "Positions outside the answer get a gradient"),
     ("teacher-constant", AttachedTeacher(), r"The teacher's logits get a gradient.* used without detach\(\)"),
-    ("declared-teacher", UndeclaredTeacher(), r"reads td\.teacher, and needs_teacher_view\(\) is false"),
+    ("declared-teacher", UndeclaredTeacher(), r"reads the whole teacher, and needs_teacher_view\(\) is false"),
+    ("declared-teacher", UndeclaredLogprobs(), "log-probabilities of the whole vocabulary but does not declare it"),
     ("declared-target", UndeclaredTarget(), r"reads td\.target, and target_update is none"),
     ("weights", Weighted(), r"change with transitions\.weight"),
     ("lazy-logits", BlockOfLazy(), r"gradient changes .* block\(\), which has no gradient"),
