@@ -72,13 +72,16 @@ class PretendedGPU(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, arguments, options = getattr(func, "__name__", ""), list(args), dict(kwargs or {})
         if func == Tensor.device.__get__:
-            return CPU if place(args[0]) == "cpu" else GPU
+            real = func(*args)
+            return real if real.type == "meta" else CPU if place(args[0]) == "cpu" else GPU
         if func == Tensor.is_cuda.__get__:
             return place(args[0]) != "cpu"
         if name == "pin_memory":
             return args[0]
         given = tensors_in([args, options])
         target = options.get("device")
+        if target is not None and kind(target) not in ("cpu", "cuda"):  # meta, while a model is made
+            return func(*arguments, **options)
         if target is not None:
             options["device"] = CPU
         if name == "to":

@@ -43,6 +43,7 @@ def test_it_notes_what_a_gpu_would_refuse():
     assert place(numbers) is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 @pytest.mark.parametrize(
     ("algo", "sets"),
@@ -66,6 +67,7 @@ def test_no_run_mixes_devices(algo, sets, flags, registry, tmp_path):
     assert not gpu.mixed
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 def test_no_cache_mixes_devices(flags, registry, tmp_path):
     with PretendedGPU() as gpu:
