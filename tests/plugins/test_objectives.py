@@ -258,7 +258,7 @@ def test_an_objective_that_reads_the_teacher_undeclared_is_told_so(world):
     from dataclasses import replace
 
     td = replace(world.td(Full(), Softmax()), teacher_view=None)
-    with pytest.raises(ValueError, match="needs_teacher_view"):
+    with pytest.raises(UserError, match="needs_teacher_view"):
         ForwardKL().terms(td)
 
 
